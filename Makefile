@@ -1,0 +1,46 @@
+# Holdfast. Two commands: make demo, make test. HACKING.md tells the rest.
+SHELL      := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export GOTOOLCHAIN := local
+VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+LDFLAGS    := -s -w -X github.com/holdfast-edge/holdfast/internal/version.Version=$(VERSION)
+GOBUILD    := CGO_ENABLED=0 go build -trimpath
+STEP       := build/step
+
+.PHONY: help build images setup demo test test-unit test-cross test-system test-site bench clean
+help: ## what this Makefile can do
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile build/*.mk | expand -t 20
+
+build: ## bin/holdfast and bin/machined (about 2 minutes cold, seconds warm)
+	@$(STEP) "build bin/holdfast" $(GOBUILD) -ldflags "$(LDFLAGS)" -o bin/holdfast ./cmd/holdfast
+	@$(STEP) "build bin/machined" $(GOBUILD) -ldflags "$(LDFLAGS)" -o bin/machined ./cmd/machined
+
+include build/system.mk
+
+setup: ## install the Debian packages that building, testing and the lab need
+	@$(STEP) "set up this machine" build/setup
+
+demo: setup build system images ## the main job on two real sites (cold: up to 25 minutes, nearly all compiling Kubernetes; warm: 90 s)
+	@build/demo
+
+test: setup test-unit test-cross build system images test-system test-site ## everything that CI runs (warm: under 10 minutes)
+	@echo "make test: all passed"
+
+test-unit: ## packages, stories of the CLI, the plan of the house
+	@$(STEP) "go vet" go vet ./...
+	@$(STEP) "unit tests" go test ./...
+
+test-cross: ## the verbs that need no Linux build for macOS and Windows
+	@for os in darwin windows; do $(STEP) "build bin/holdfast for $$os" env GOOS=$$os $(GOBUILD) -o /dev/null ./cmd/holdfast; done
+
+test-system: ## real containerd, real Kubernetes, in namespaces (needs root)
+	@$(STEP) "system tests" go test -tags system -count 1 -timeout 20m ./machine/... ./kube/...
+
+test-site: ## the demo's story as a test: two hosted sites, kills at random (needs root)
+	@$(STEP) "site tests" go test -tags site -count 1 -timeout 30m ./lab/...
+
+bench: setup build system images ## start-up phases, memory, idle CPU, bytes; prints the figures of the README
+	@build/bench
+
+clean: ## remove what was built here
+	rm -rf bin
