@@ -1,0 +1,22 @@
+//go:build linux || darwin
+
+package flock
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+func try(f *os.File) error {
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case errors.Is(err, syscall.EWOULDBLOCK):
+			return ErrHeld
+		default:
+			return err
+		}
+	}
+}
