@@ -25,7 +25,8 @@ const (
 // wins, the others go on waiting; so two processes can keep each other.
 //
 // start returns a command that is not yet started, or nil when the process is
-// not wanted just now; Keep adds the lock to its ExtraFiles and writes its
+// not wanted just now; Keep adds the lock to its ExtraFiles, closes in this
+// process all of them and the file of its output once it runs, and writes its
 // process id into the lock file. Keep returns when ctx ends, or with the error
 // of start; the process goes on living.
 func Keep(ctx context.Context, path string, start func() (*exec.Cmd, error)) error {
@@ -72,12 +73,22 @@ func handOver(lock *Lock, start func() (*exec.Cmd, error)) (running bool, err er
 	if err != nil || cmd == nil {
 		return false, err
 	}
+	defer closeFiles(cmd)
 	cmd.ExtraFiles = append(cmd.ExtraFiles, lock.File())
 	if err := cmd.Start(); err != nil {
 		return false, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	go cmd.Wait() // reaps it; what it ended with is in its own log
 	return true, writeOwner(lock.File(), cmd.Process.Pid)
+}
+
+func closeFiles(cmd *exec.Cmd) {
+	for _, f := range cmd.ExtraFiles[:len(cmd.ExtraFiles)-1] {
+		f.Close()
+	}
+	if f, ok := cmd.Stdout.(*os.File); ok {
+		f.Close()
+	}
 }
 
 func writeOwner(f *os.File, pid int) error {
