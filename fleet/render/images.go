@@ -90,7 +90,7 @@ func (l lock) resolve(ref string) (string, error) {
 	return full + "@" + entry.Digest, nil
 }
 
-var imageName = regexp.MustCompile(`^([A-Za-z0-9.-]+(?::[0-9]+)?/)?([a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::([A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?$`)
+var imageName = regexp.MustCompile(`^([A-Za-z0-9.-]+(?::[0-9]+)?/)?((?:[a-z0-9]+(?:[._-]+[a-z0-9]+)*/)*[a-z0-9]+(?:[._-]+[a-z0-9]+)*)(?::([A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?$`)
 
 // fullName is the one spelling of an image name: registry, repository and tag,
 // with the defaults that every container runtime puts in their place.

@@ -226,6 +226,9 @@ func firstLine(err error) string {
 	if errors.As(err, &f) && len(f) > 0 {
 		return f[0].Problem
 	}
-	s, _, _ := strings.Cut(strings.TrimPrefix(err.Error(), "error unmarshaling JSON: "), "\n")
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	if i := strings.LastIndex(s, "json: "); i >= 0 {
+		s = s[i+len("json: "):]
+	}
 	return s
 }

@@ -98,12 +98,12 @@ func TestRefusals(t *testing.T) {
 		{"ErrNoVersion", "-- /apps/a/2/web.yaml --", func(a *fleet.App) { a.Dir = "apps/a/3" }, "apps/a/3: there is no such app version"},
 		{"ErrNoObject", "-- README.md --\nhello", nil, "apps/a/1: the app version has no object"},
 		{"ErrBadYAML", "-- web.yaml --\nkind: A\n---\nkind: B\na: b: c\n", nil, "apps/a/1/web.yaml:4:1: is not YAML: mapping values are not allowed"},
-		{"ErrDuplicateKey", "-- web.yaml --\nkind: A\nmetadata: {name: x}\nkind: B\n", nil, "apps/a/1/web.yaml:4:1: is not YAML: key \"kind\" already set"},
+		{"ErrDuplicateKey", "-- web.yaml --\nkind: A\nmetadata: {name: x}\nkind: B\n", nil, "apps/a/1/web.yaml:3:1: is not YAML: key \"kind\" already set"},
 		{"ErrNotObject", "-- web.yaml --\n- a\n", nil, "web.yaml:1:1: is not a Kubernetes object"},
 		{"ErrNoKind", "-- web.yaml --\n# c\n\napiVersion: v1\nmetadata: {name: x}\n", nil, "web.yaml:3:1: kind: is missing"},
 		{"ErrNoName", "-- web.yaml --\napiVersion: v1\nkind: Pod\n", nil, "web.yaml:1:1: metadata.name: is missing"},
 		{"ErrGenerateName", "-- web.yaml --\napiVersion: v1\nkind: Pod\nmetadata: {generateName: x-}\n", nil, "metadata.generateName: makes a new object at each apply"},
-		{"ErrDuplicateObject", "-- a.yaml --" + deployment + "-- b.yaml --" + deployment, nil, "apps/a/1/b.yaml:2:1: Deployment a/web is there twice, first at apps/a/1/a.yaml:2"},
+		{"ErrDuplicateObject", "-- a.yaml --" + deployment + "-- b.yaml --" + deployment, nil, "apps/a/1/b.yaml:1:1: Deployment a/web is there twice, first at apps/a/1/a.yaml:1"},
 		{"ErrUnlockedImage", "-- web.yaml --" + strings.Replace(deployment, "a:1", "c:1", 1), nil, "app image r.example/c:1 has no line in apps/a/1/images.lock: run `holdfast lock`"},
 		{"ErrNoLock", "-- web.yaml --" + deployment + "-- images.lock --\napiVersion: holdfast.dev/v1alpha1\nkind: ImagesLock\nspec: {images: []}\n", nil, "has no line in apps/a/1/images.lock"},
 		{"ErrOtherDigest", "-- web.yaml --" + strings.Replace(deployment, "a:1", "a:1@"+digestB, 1), nil, "names " + digestB},
@@ -296,7 +296,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: more}
 -- shared/p.yaml --
-[{op: add, path: /spec/replicas, value: 2}]
+- {op: add, path: /spec/replicas, value: 2}
 -- base/Kustomization --
 resources: [web.yaml]
 -- base/web.yaml --`+deployment), site())
@@ -371,10 +371,10 @@ spec: {jobTemplate: {spec: {template: {spec: {containers: [{name: c, image: "r.e
 }
 
 func TestNamespace(t *testing.T) {
-	own := "-- ns.yaml --\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: y}}\n"
+	own := "-- ns.yaml --\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: z}}\n"
 	t.Run("Brought", func(t *testing.T) {
 		n := find(t, render(t, tree(own), site()), "Namespace", "a")
-		if got, want := string(mustCanonical(at(n, "metadata", "labels"))), `{"holdfast.dev/app":"a","pod-security.kubernetes.io/enforce":"baseline","x":"y"}`; got != want {
+		if got, want := string(mustCanonical(at(n, "metadata", "labels"))), `{"holdfast.dev/app":"a","pod-security.kubernetes.io/enforce":"baseline","x":"z"}`; got != want {
 			t.Errorf("labels = %s, want %s", got, want)
 		}
 	})
