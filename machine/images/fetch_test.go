@@ -30,11 +30,11 @@ func TestFetchImage(t *testing.T) {
 	if last.Load() != tree.Size() || total.Load() != tree.Size() {
 		t.Errorf("progress ended at %d of %d, want %d", last.Load(), total.Load(), tree.Size())
 	}
-	before := r.requests
+	before := r.asked()
 	_, err = fetcher(t, s, r).Image(t.Context(), img, nil)
 	must(t, err)
-	if r.requests != before {
-		t.Errorf("a second fetch asked %d times", r.requests-before)
+	if r.asked() != before {
+		t.Errorf("a second fetch asked %d times", r.asked()-before)
 	}
 	police(t, s)
 }
@@ -66,8 +66,8 @@ func TestFetchThroughConnectionsThatBreak(t *testing.T) {
 	r.cut = 100_000 // more than ten breaks, more than Attempts: progress counts
 	_, err := fetcher(t, s, r).Image(t.Context(), Image{Digest: m.Digest}, nil)
 	must(t, err)
-	if r.requests < 12 {
-		t.Errorf("only %d requests: nothing was cut", r.requests)
+	if r.asked() < 12 {
+		t.Errorf("only %d requests: nothing was cut", r.asked())
 	}
 	police(t, s)
 }
@@ -189,8 +189,8 @@ func TestFetchRefuses(t *testing.T) {
 			if tt.want != nil {
 				wantErr(t, err, tt.want)
 			}
-			if r.requests > tt.max {
-				t.Errorf("%d requests, want at most %d", r.requests, tt.max)
+			if r.asked() > tt.max {
+				t.Errorf("%d requests, want at most %d", r.asked(), tt.max)
 			}
 			if !strings.Contains(err.Error(), "a/b:1") {
 				t.Errorf("the error does not name the image: %v", err)

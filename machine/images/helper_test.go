@@ -31,7 +31,6 @@ type remote struct {
 	mu       sync.Mutex
 	content  map[Digest][]byte
 	requests int
-	bytes    int64
 
 	cut      int                                           // end each body after so many bytes (0: never)
 	noRange  bool                                          // answer 200 with everything, whatever is asked
@@ -44,6 +43,13 @@ func newRemote(t *testing.T) *remote {
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Close)
 	return r
+}
+
+// asked is how many requests came; a request that is still being answered is waited for.
+func (r *remote) asked() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.requests
 }
 
 func (r *remote) add(b []byte) Descriptor {
