@@ -33,13 +33,19 @@ type Config struct {
 	Remember   time.Duration // after a machine left (15 min)
 }
 
-// Entry is one machine in quarantine. Introduction is nil until it came and was verified.
+// Entry is one machine in quarantine.
 type Entry struct {
 	Machine      fleet.MachineID
 	Address      netip.Addr
 	First, Last  time.Time
 	Connected    bool
-	Introduction []byte // as received, verified by the caller, bounded by it
+	Words
+}
+
+// Words are what a machine says of itself, verified and bounded by the caller.
+type Words struct {
+	Introduction          []byte // as signed
+	Version, Architecture string
 }
 
 // Ward holds the entries. Its zero value is not ready; use New.
@@ -112,13 +118,20 @@ func (w *Ward) Enter(id fleet.MachineID, from netip.Addr, now time.Time) error {
 	return nil
 }
 
-// Introduce notes what a machine said of itself. The caller has verified it.
-func (w *Ward) Introduce(id fleet.MachineID, introduction []byte, now time.Time) {
+// Introduce notes what a machine said of itself, and tells whether an introduction
+// is known; words without one keep the one from before.
+func (w *Ward) Introduce(id fleet.MachineID, words Words, now time.Time) (introduced bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if b := w.beds[id]; b != nil {
-		b.Introduction, b.Last = introduction, now
+	b := w.beds[id]
+	if b == nil {
+		return false
 	}
+	if words.Introduction == nil {
+		words.Introduction = b.Introduction
+	}
+	b.Words, b.Last = words, now
+	return b.Introduction != nil
 }
 
 // Leave notes that a session ended.

@@ -74,11 +74,19 @@ func TestEntry(t *testing.T) {
 	w := New(Config{})
 	w.Enter(id(1), addr("10.0.0.1"), t0)
 	w.Enter(id(1), addr("10.0.0.1"), t0)
-	w.Introduce(id(1), []byte("hello"), t0)
-	w.Introduce(id(2), []byte("never came"), t0)
+	if w.Introduce(id(1), Words{Version: "1"}, t0) {
+		t.Error("introduced without an introduction")
+	}
+	w.Introduce(id(1), Words{Introduction: []byte("hello")}, t0)
+	if !w.Introduce(id(1), Words{Version: "2"}, t0) {
+		t.Error("its introduction is forgotten")
+	}
+	if w.Introduce(id(2), Words{Introduction: []byte("never came")}, t0) {
+		t.Error("one that is not here was introduced")
+	}
 	w.Leave(id(1), t0)
 	got := w.List(t0)
-	if len(got) != 1 || !got[0].Connected || string(got[0].Introduction) != "hello" {
+	if len(got) != 1 || !got[0].Connected || string(got[0].Introduction) != "hello" || got[0].Version != "2" {
 		t.Fatalf("list = %+v", got)
 	}
 	if err := w.Enter(id(1), addr("10.9.0.1"), t0); !errors.Is(err, ErrNetworkFull) {

@@ -49,9 +49,11 @@ type Machines struct {
 
 // Member is a machine that the site lists.
 type Member struct {
-	Name string          `yaml:"name"`
-	ID   fleet.MachineID `yaml:"id"`
-	Role string          `yaml:"role"`
+	Name       string          `yaml:"name"`
+	ID         fleet.MachineID `yaml:"id"`
+	Role       string          `yaml:"role"`
+	Protection string          `yaml:"protection"`
+	Unverified bool            `yaml:"unverified"`
 }
 
 // ControlPlane tells whether the machine answers for the site's cluster.

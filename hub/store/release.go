@@ -128,9 +128,28 @@ func (s *Store) Release(ctx context.Context, n uint64) (Release, error) {
 	return scanRelease(s.read.QueryRowContext(ctx, selectRelease+" WHERE n = ?", int64(n)))
 }
 
+// TrustSteps returns, for each version of the trust that is stored, the first release
+// with it, by rising version.
+func (s *Store) TrustSteps(ctx context.Context) ([]Release, error) {
+	rows, err := s.read.QueryContext(ctx, selectRelease+" WHERE n IN (SELECT min(n) FROM release GROUP BY trust_version) ORDER BY trust_version")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []Release
+	for rows.Next() {
+		r, err := scanRelease(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, rows.Err()
+}
+
 const selectRelease = "SELECT n, payload, tag, tree, trust_version, origin, received FROM release"
 
-func scanRelease(row *sql.Row) (Release, error) {
+func scanRelease(row interface{ Scan(...any) error }) (Release, error) {
 	var r Release
 	var n, trust, received int64
 	var payload, tree []byte

@@ -97,6 +97,10 @@ func TestRelease(t *testing.T) {
 		}
 	})
 
+	steps, err := s.TrustSteps(ctx)
+	if err != nil || len(steps) != 1 || steps[0].N != 1 {
+		t.Errorf("trust steps: %v, %v", steps, err)
+	}
 	s.Close()
 	s = open(t, dir, Limits{})
 	head, err := s.Head(ctx)
@@ -158,10 +162,10 @@ func TestMachines(t *testing.T) {
 	}
 	must(s.Saw(ctx, Sighting{ID: "m", At: t0, Sent: 10, Received: 1}, Sighting{ID: "n", At: t0}))
 	must(s.Saw(ctx, Sighting{ID: "m", At: t0.Add(time.Minute), Sent: 5, Received: 2}))
-	must(s.Holds(ctx, "m", t0, Held{Slice: ID{1}, N: 4, SiteDir: "sites/x", FromTrust: 1}))
+	must(s.Holds(ctx, "m", t0, Held{Slice: ID{1}, N: 4, SiteDir: "sites/x"}))
 	got, err := s.Machine(ctx, "m")
 	must(err)
-	want := Machine{ID: "m", FirstSeen: t0, LastSeen: t0.Add(time.Minute), Sent: 15, Received: 3, Held: Held{Slice: ID{1}, N: 4, SiteDir: "sites/x", FromTrust: 1}}
+	want := Machine{ID: "m", FirstSeen: t0, LastSeen: t0.Add(time.Minute), Sent: 15, Received: 3, Held: Held{Slice: ID{1}, N: 4, SiteDir: "sites/x"}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("machine (-want +got):\n%s", d)
 	}

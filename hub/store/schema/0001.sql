@@ -26,8 +26,7 @@ CREATE TABLE machine (
 	received    INTEGER NOT NULL DEFAULT 0,
 	held        BLOB,
 	held_n      INTEGER NOT NULL DEFAULT 0,
-	held_dir    TEXT NOT NULL DEFAULT '',
-	held_trust  INTEGER NOT NULL DEFAULT 0
+	held_dir    TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 
 -- The latest report of each machine.
