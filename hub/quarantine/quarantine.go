@@ -35,10 +35,10 @@ type Config struct {
 
 // Entry is one machine in quarantine.
 type Entry struct {
-	Machine      fleet.MachineID
-	Address      netip.Addr
-	First, Last  time.Time
-	Connected    bool
+	Machine     fleet.MachineID
+	Address     netip.Addr
+	First, Last time.Time
+	Connected   bool
 	Words
 }
 
