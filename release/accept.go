@@ -139,10 +139,11 @@ func (s *Slice) judgeTrust(t *Tag, a Anchor, held *fleet.Trust) (*fleet.Trust, [
 	return b.trust, data, signers, err
 }
 
-// walk takes the steps that the slice carries. A step up to the anchor's version is history: only the anchor's own may serve, as the place to begin.
+// walk takes the steps that the slice carries. A step up to the anchor's version is history, which the slice has for a neighbour that is further
+// behind: it must be whole, and only the anchor's own may serve, as the place to begin.
 func (s *Slice) walk(b *believed, head *Tag, a Anchor) error {
 	for _, step := range s.Steps {
-		t, err := ParseTag(step.Tag)
+		t, trust, err := step.open()
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrTrustStep, err)
 		}
@@ -150,36 +151,33 @@ func (s *Slice) walk(b *believed, head *Tag, a Anchor) error {
 		switch {
 		case p.FleetID != a.FleetID:
 			return fmt.Errorf("%w: a step to version %d is of %s", ErrFleet, p.TrustVersion, p.FleetID)
-		case p.TrustVersion < a.TrustVersion:
-			continue
-		case p.TrustVersion == a.TrustVersion:
-			if p.TrustDigest != a.TrustDigest {
-				return fmt.Errorf("%w: another %s with the version %d", ErrTrustStep, trustFile, p.TrustVersion)
+		case p.TrustVersion == a.TrustVersion && p.TrustDigest != a.TrustDigest:
+			return fmt.Errorf("%w: another %s with the version %d", ErrTrustStep, trustFile, p.TrustVersion)
+		case p.TrustVersion <= a.TrustVersion:
+			if _, err := t.Verify(trust, time.Time{}, step.Signatures...); err != nil {
+				return fmt.Errorf("%w: version %d: %w", ErrTrustStep, p.TrustVersion, err)
 			}
-			if b.trust != nil {
-				continue
+			if p.TrustVersion == a.TrustVersion && b.trust == nil {
+				b.trust = trust
 			}
 		case b.trust == nil:
-			return fmt.Errorf("%w: nothing in the slice shows version %d, where this machine stands", ErrTrustStep, a.TrustVersion)
+			return lostStep(a)
 		case p.TrustVersion > head.Payload.TrustVersion || p.N <= a.N || p.N > head.Payload.N:
 			return fmt.Errorf("%w: release %d with version %d does not lie on the way from %d to %d", ErrTrustStep, p.N, p.TrustVersion, a.N, head.Payload.N)
-		}
-		_, trust, err := step.open()
-		if err != nil {
-			return fmt.Errorf("%w: version %d: %w", ErrTrustStep, p.TrustVersion, err)
-		}
-		if p.TrustVersion == a.TrustVersion {
-			b.trust = trust
-			continue
-		}
-		if err := b.step(t, trust, step.Signatures); err != nil {
-			return err
+		default:
+			if err := b.step(t, trust, step.Signatures); err != nil {
+				return err
+			}
 		}
 	}
 	if b.trust == nil {
-		return fmt.Errorf("%w: nothing in the slice shows version %d, where this machine stands", ErrTrustStep, a.TrustVersion)
+		return lostStep(a)
 	}
 	return nil
+}
+
+func lostStep(a Anchor) error {
+	return fmt.Errorf("%w: nothing in the slice shows version %d, where this machine stands", ErrTrustStep, a.TrustVersion)
 }
 
 // ownTrust is the trust.yaml of the slice's own tree.

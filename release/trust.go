@@ -37,8 +37,12 @@ func NewTrustStep(src Source, tag []byte, further ...[]byte) (TrustStep, error) 
 	if err == nil {
 		s.Trust, err = fetch(src, e.ID, KindBlob)
 	}
+	var trust *fleet.Trust
 	if err == nil {
-		_, _, err = s.open()
+		_, trust, err = s.open()
+	}
+	if err == nil {
+		_, err = t.Verify(trust, time.Time{}, further...) // whoever held it before is judged where it is known, in VerifyRelease and Accept
 	}
 	if err != nil {
 		return TrustStep{}, fmt.Errorf("make the trust step of %s: %w", TagName(t.Payload.N), err)
