@@ -48,9 +48,12 @@ func (rr *Renderer) base(r *fleet.Resolved, app *fleet.App) (*base, error) {
 	}
 	values := map[string]any{}
 	for _, name := range v.used {
-		if value, ok := r.Vars[name]; ok {
+		if value, ok := lookup(name, app, r.Vars); ok {
 			values[name] = jsonValue(value)
 		}
+	}
+	if err := unknown(v.refs, v.usedSet, values, app, r.Vars); err != nil {
+		return nil, err
 	}
 	key := strings.Join([]string{app.Name, app.Dir, app.Namespace, podSecurity(app), strings.Join(app.Substitute, "\x00"), string(mustCanonical(values))}, "\x01")
 	rr.mu.Lock()
@@ -63,7 +66,7 @@ func (rr *Renderer) base(r *fleet.Resolved, app *fleet.App) (*base, error) {
 		rr.bases[key] = entry
 	}
 	rr.mu.Unlock()
-	entry.once.Do(func() { entry.base, entry.err = makeBase(v, app, r.Vars) })
+	entry.once.Do(func() { entry.base, entry.err = makeBase(v, app, values) })
 	return entry.base, entry.err
 }
 
@@ -74,8 +77,8 @@ func podSecurity(app *fleet.App) string {
 	return app.PodSecurity
 }
 
-func makeBase(v *version, app *fleet.App, vars map[string]any) (*base, error) {
-	found, err := v.manifests(vars)
+func makeBase(v *version, app *fleet.App, values map[string]any) (*base, error) {
+	found, err := v.manifests(values)
 	if err != nil {
 		return nil, err
 	}
@@ -177,11 +180,11 @@ func (rr *Renderer) finish(r *fleet.Resolved, app *fleet.App, b *base, shared []
 		Devices: sorted(app.Devices), Images: b.names, Delete: deletions(app),
 	}
 	objects := slices.Clone(b.objects)
-	errs := []error{chartValues(app)}
 	v, err := rr.version(app)
 	if err != nil {
 		return App{}, err
 	}
+	var errs []error
 	for _, p := range app.Patches {
 		errs = append(errs, rr.patch(objects, app, p, v.lock))
 	}
@@ -207,14 +210,6 @@ func (rr *Renderer) finish(r *fleet.Resolved, app *fleet.App, b *base, shared []
 	sortObjects(out.Objects)
 	out.Digest = appDigest(&out)
 	return out, nil
-}
-
-// chartValues refuses what would be ignored in silence.
-func chartValues(app *fleet.App) error {
-	if len(app.Values) == 0 {
-		return nil
-	}
-	return fault(app.Dir, 0, 0, "apps["+app.Name+"].values", "values are for Helm charts, and this app is none", "use a variable, or a patch with a reason")
 }
 
 // patch changes the one object that a patch names.

@@ -196,7 +196,7 @@ type version struct {
 	inputs   map[string]bool // files that a kustomization's generators read
 	kustomed bool
 	found    []manifest // of plain manifests, with marks
-	used     []string   // variables
+	used     []string   // variables and values
 	usedSet  map[string]bool
 	lock     lock
 }
@@ -345,12 +345,9 @@ func (v *version) use(value any) { references(value, v.refs, v.usedSet) }
 
 // manifests gives the objects of a version with values in their places. The
 // trees may be shared with other sites and are not to be changed.
-func (v *version) manifests(vars map[string]any) ([]manifest, error) {
-	if err := unknown(v.refs, v.usedSet, vars); err != nil {
-		return nil, err
-	}
+func (v *version) manifests(values map[string]any) ([]manifest, error) {
 	if v.kustomed {
-		return v.kustomize(vars)
+		return v.kustomize(values)
 	}
 	if len(v.used) == 0 {
 		return v.found, nil
@@ -358,7 +355,7 @@ func (v *version) manifests(vars map[string]any) ([]manifest, error) {
 	found := make([]manifest, len(v.found))
 	for i, m := range v.found {
 		found[i] = m
-		found[i].object, _ = insert(m.object, v.refs, vars).(map[string]any)
+		found[i].object, _ = insert(m.object, v.refs, values).(map[string]any)
 		if err := check(found[i].object, m.file, m.line); err != nil {
 			return nil, err
 		}
@@ -368,14 +365,14 @@ func (v *version) manifests(vars map[string]any) ([]manifest, error) {
 
 // kustomize puts values into the files and builds. Documents go in as JSON,
 // which is YAML that no value can break; inputs of generators as text.
-func (v *version) kustomize(vars map[string]any) ([]manifest, error) {
+func (v *version) kustomize(values map[string]any) ([]manifest, error) {
 	files := slices.Clone(v.files)
 	for i, f := range files {
 		if !v.listed[f.name] {
 			continue
 		}
 		if v.inputs[f.name] || !isManifest(f.name) {
-			files[i].data = []byte(insertText(string(f.data), v.refs, vars))
+			files[i].data = []byte(insertText(string(f.data), v.refs, values))
 			continue
 		}
 		var data []byte
@@ -388,7 +385,7 @@ func (v *version) kustomize(vars map[string]any) ([]manifest, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read %s again: %w", f.path, err)
 			}
-			data = append(append(data, mustCanonical(insert(value, v.refs, vars))...), '\n')
+			data = append(append(data, mustCanonical(insert(value, v.refs, values))...), '\n')
 		}
 		files[i].data = data
 	}

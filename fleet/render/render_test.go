@@ -89,7 +89,9 @@ func find(t *testing.T, r *Rendering, kind, name string) map[string]any {
 }
 
 func TestRefusals(t *testing.T) {
-	kustomization := func(line string) string { return "-- kustomization.yaml --\nresources: [web.yaml]\n" + line + "\n-- web.yaml --" + deployment }
+	kustomization := func(line string) string {
+		return "-- kustomization.yaml --\nresources: [web.yaml]\n" + line + "\n-- web.yaml --" + deployment
+	}
 	for _, c := range []struct {
 		name, tree string
 		change     func(*fleet.App)
@@ -108,12 +110,12 @@ func TestRefusals(t *testing.T) {
 		{"ErrNoLock", "-- web.yaml --" + deployment + "-- images.lock --\napiVersion: holdfast.dev/v1alpha1\nkind: ImagesLock\nspec: {images: []}\n", nil, "has no line in apps/a/1/images.lock"},
 		{"ErrOtherDigest", "-- web.yaml --" + strings.Replace(deployment, "a:1", "a:1@"+digestB, 1), nil, "names " + digestB},
 		{"ErrImageName", "-- web.yaml --" + strings.Replace(deployment, "r.example/a:1", "A B", 1), nil, `"A B" is not the name of an app image`},
-		{"ErrUndeclaredVariable", "-- sub.yaml --\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata:\n  ä: a ${vars.nope}\n", nil, "apps/a/1/sub.yaml:5:8: ${vars.nope}: this variable has no value at this site"},
+		{"ErrUndeclaredVariable", "-- sub.yaml --\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata:\n  ä: a ${vars.nope}\n", nil, "apps/a/1/sub.yaml:5:8: ${vars.nope}: has no value at this site: declare it under spec.vars in fleet.yaml and set it in a layer; known are: greeting, open, port, tags"},
 		{"ErrUnendedReference", "-- sub.yaml --\nkind: ${vars.x\n", nil, "apps/a/1/sub.yaml:1:7: a reference to a variable does not end"},
 		{"ErrUnlisted", "-- web.yaml --\n# ${vars.x} is fine here\nkind: ${vars.x}\n", nil, `apps/a/1/web.yaml:2:7: ${vars.: the file is not listed for substitution: add "web.yaml" to spec.substitute in apps/a/app.yaml`},
 		{"ErrReservedCharacter", "-- sub.yaml --\nkind: \ue000\n", nil, "sub.yaml:1:7: holds a character of Unicode's private use area"},
 		{"ErrChart", "-- Chart.yaml --\nname: x\n", nil, "Chart.yaml: Helm charts cannot be rendered yet"},
-		{"ErrChartValues", "-- web.yaml --" + deployment, func(a *fleet.App) { a.Values = map[string]any{"x": 1} }, "values are for Helm charts"},
+		{"ErrMissingValue", "-- sub.yaml --\nkind: ${values.a.b}\napiVersion: v1\nmetadata: {name: x}\n", func(a *fleet.App) { a.Values = map[string]any{"a": map[string]any{"c": 1}} }, "sub.yaml:1:7: ${values.a.b}: has no value at this site: set it in a layer, under values of the app a"},
 
 		{"ErrMissingPatchTarget", "-- web.yaml --" + deployment, patch("Deployment", "wob", map[string]any{"x": 1}), "the target Deployment wob is not in version 1: there are: Deployment a/web"},
 		{"ErrPatchRenames", "-- web.yaml --" + deployment, patch("Deployment", "web", map[string]any{"metadata": map[string]any{"name": "other"}}), "would turn Deployment a/web into Deployment a/other"},
@@ -227,10 +229,10 @@ data:
     ${vars.port}
   escaped: $${vars.greeting} $(X) ${OTHER}
   "key-${vars.port}": v
-typed: {port: ${vars.port}, open: ${vars.open}, tags: ${vars.tags}, json: "${vars.tags}"}
+typed: {deep: ${values.a.b}, port: ${vars.port}, open: ${vars.open}, tags: ${vars.tags}, json: "${vars.tags}"}
 ---
 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "j"}, "port": ${vars.port}}
-`), site())
+`), site(func(a *fleet.App) { a.Values = map[string]any{"a": map[string]any{"b": int64(7)}} }))
 	got := find(t, r, "ConfigMap", "x")
 	want := map[string]any{
 		"plain": `say: "hi" # now`, "quoted": "30080", "single": "30080", "inside": `a say: "hi" # now b true`,
@@ -239,7 +241,7 @@ typed: {port: ${vars.port}, open: ${vars.open}, tags: ${vars.tags}, json: "${var
 	if d := cmp.Diff(want, got["data"]); d != "" {
 		t.Errorf("data (-want +got):\n%s", d)
 	}
-	if got, want := string(mustCanonical(got["typed"])), `{"json":"[\"x\",\"y\"]","open":true,"port":30080,"tags":["x","y"]}`; got != want {
+	if got, want := string(mustCanonical(got["typed"])), `{"deep":7,"json":"[\"x\",\"y\"]","open":true,"port":30080,"tags":["x","y"]}`; got != want {
 		t.Errorf("typed = %s, want %s", got, want)
 	}
 	if got := string(mustCanonical(find(t, r, "ConfigMap", "j")["port"])); got != "30080" {
@@ -526,12 +528,12 @@ func FuzzManifests(f *testing.F) {
 		if err != nil {
 			return
 		}
-		vars := map[string]any{}
+		values := map[string]any{}
 		for _, r := range refs {
-			vars[r.name] = "v: [\"'\n"
+			values[r.name] = "v: [\"'\n"
 		}
 		for _, m := range found {
-			b := mustCanonical(insert(m.object, refs, vars))
+			b := mustCanonical(insert(m.object, refs, values))
 			if again := mustCanonical(decoded(b)); string(again) != string(b) {
 				t.Errorf("canonical JSON reads back as\n%s\nwant\n%s", again, b)
 			}

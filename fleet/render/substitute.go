@@ -10,12 +10,14 @@ import (
 	"strings"
 
 	yaml "go.yaml.in/yaml/v4"
+
+	"github.com/holdfast-edge/holdfast/fleet"
 )
 
 // Substitution in three steps, so that a value can never change the shape of a
 // document, whatever stands in it:
 //
-//  1. Before parsing, each ${vars.x} becomes a mark: a number between two
+//  1. Before parsing, each ${vars.x} or ${values.x} becomes a mark: a number between two
 //     characters of Unicode's private use area. A mark is a harmless word in
 //     YAML and JSON alike.
 //  2. The document is parsed, once per app version.
@@ -28,17 +30,17 @@ const (
 	markClose = "\ue001"
 )
 
-// reference is one ${vars.x} in a file.
+// reference is one ${vars.x} or ${values.x} in a file.
 type reference struct {
 	file         string
 	line, column int
-	name         string
+	name         string // vars.x, values.x.y
 }
 
 var (
 	reserved = regexp.MustCompile("[\ue000\ue001]")
-	opening  = regexp.MustCompile(`\$\$\{|\$\{vars\.`)
-	variable = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]*\}`)
+	opening  = regexp.MustCompile(`\$\$\{|\$\{(?:vars|values)\.`)
+	variable = regexp.MustCompile(`^(?:vars\.[A-Za-z][A-Za-z0-9_]*|values(?:\.[A-Za-z0-9_-]+)+)\}`)
 	marks    = regexp.MustCompile("\ue000(=?)([0-9]+)\ue001")
 )
 
@@ -62,11 +64,11 @@ func mark(f file, refs *[]reference) ([]byte, error) {
 		if rest[at[0]+1] == '$' { // $${ is how a file says ${
 			out.WriteString("${")
 		} else {
-			name := variable.Find(rest[at[1]:])
+			name := variable.Find(rest[at[0]+len("${"):])
 			if name == nil {
 				return nil, fault(f.path, line, column, "", "a reference to a variable does not end, or its name is odd", "write ${vars.name}, or $${ for a literal ${")
 			}
-			end += len(name)
+			end = at[0] + len("${") + len(name)
 			fmt.Fprintf(&out, "%s%d%s", markOpen, len(*refs), markClose)
 			*refs = append(*refs, reference{f.path, line, column, string(name[:len(name)-1])})
 		}
@@ -140,53 +142,68 @@ func number(digits string) int {
 	return n
 }
 
-// unknown gives a fault for each reference to a variable without a value.
-// References in comments are none: found holds only what was parsed.
-func unknown(refs []reference, found map[string]bool, vars map[string]any) error {
+// lookup finds what the references of an app version stand for at a site:
+// variables of the site, and values that layers give to this app.
+func lookup(name string, app *fleet.App, vars map[string]any) (any, bool) {
+	if rest, ok := strings.CutPrefix(name, "vars."); ok {
+		v, ok := vars[rest]
+		return v, ok
+	}
+	v := at(app.Values, strings.Split(strings.TrimPrefix(name, "values."), ".")...)
+	return v, v != nil
+}
+
+// unknown gives a fault for each reference without a value. References in
+// comments are none: found holds only what was parsed.
+func unknown(refs []reference, found map[string]bool, values map[string]any, app *fleet.App, vars map[string]any) error {
 	var errs []error
 	for _, r := range refs {
-		if _, ok := vars[r.name]; found[r.name] && !ok {
-			errs = append(errs, fault(r.file, r.line, r.column, "${vars."+r.name+"}", "this variable has no value at this site",
-				"declare it under spec.vars in fleet.yaml and set it in a layer; known are: "+strings.Join(names(vars), ", ")))
+		if _, ok := values[r.name]; ok || !found[r.name] {
+			continue
 		}
+		fix := "declare it under spec.vars in fleet.yaml and set it in a layer; known are: " + strings.Join(names(vars), ", ")
+		if strings.HasPrefix(r.name, "values.") {
+			fix = "set it in a layer, under values of the app " + app.Name
+		}
+		errs = append(errs, fault(r.file, r.line, r.column, "${"+r.name+"}", "has no value at this site", fix))
 	}
 	return join(errs...)
 }
 
 // insert puts values in the place of marks. It returns v itself when it holds
 // no mark, so that values can be shared.
-func insert(v any, refs []reference, vars map[string]any) any {
+func insert(v any, refs []reference, values map[string]any) any {
 	switch v := v.(type) {
 	case string:
 		if !strings.Contains(v, markOpen) {
 			return v
 		}
 		if m := marks.FindStringSubmatch(v); m != nil && m[0] == v && m[1] == markTyped {
-			return jsonValue(vars[refs[number(m[2])].name])
+			return jsonValue(values[refs[number(m[2])].name])
 		}
-		return insertText(v, refs, vars)
+		return insertText(v, refs, values)
 	case []any:
 		c := make([]any, len(v))
 		for i, e := range v {
-			c[i] = insert(e, refs, vars)
+			c[i] = insert(e, refs, values)
 		}
 		return c
 	case map[string]any:
 		c := make(map[string]any, len(v))
 		for k, e := range v {
-			c[insertText(k, refs, vars)] = insert(e, refs, vars)
+			c[insertText(k, refs, values)] = insert(e, refs, values)
 		}
 		return c
 	}
 	return v
 }
 
-func insertText(s string, refs []reference, vars map[string]any) string {
+func insertText(s string, refs []reference, values map[string]any) string {
 	if !strings.Contains(s, markOpen) {
 		return s
 	}
 	return marks.ReplaceAllStringFunc(s, func(m string) string {
-		return text(vars[refs[number(marks.FindStringSubmatch(m)[2])].name])
+		return text(values[refs[number(marks.FindStringSubmatch(m)[2])].name])
 	})
 }
 
@@ -209,6 +226,12 @@ func jsonValue(v any) any {
 			list[i] = jsonValue(e)
 		}
 		return list
+	case map[string]any:
+		m := make(map[string]any, len(v))
+		for k, e := range v {
+			m[k] = jsonValue(e)
+		}
+		return m
 	}
 	return v
 }
@@ -231,15 +254,17 @@ func names(vars map[string]any) []string {
 	return list
 }
 
-// unlisted refuses ${vars.x} in a file that app.yaml does not list: it would
+var plain = regexp.MustCompile(`\$\{(?:vars|values)\.`)
+
+// unlisted refuses a reference in a file that app.yaml does not list: it would
 // reach the cluster as it stands. Comments may say what they like.
 func unlisted(f file, app string) error {
 	for i, line := range strings.Split(string(f.data), "\n") {
-		at := strings.Index(line, "${vars.")
-		if at < 0 || strings.HasPrefix(strings.TrimSpace(line), "#") {
+		at := plain.FindStringIndex(line)
+		if at == nil || strings.HasPrefix(strings.TrimSpace(line), "#") {
 			continue
 		}
-		return fault(f.path, i+1, len([]rune(line[:at]))+1, "${vars.", "the file is not listed for substitution",
+		return fault(f.path, i+1, len([]rune(line[:at[0]]))+1, line[at[0]:at[1]], "the file is not listed for substitution",
 			fmt.Sprintf("add %q to spec.substitute in apps/%s/app.yaml", f.name, app))
 	}
 	return nil
@@ -247,5 +272,5 @@ func unlisted(f file, app string) error {
 
 // readable shows marks as a person wrote them, more or less.
 func readable(s string) string {
-	return marks.ReplaceAllString(s, "$${vars.…}")
+	return marks.ReplaceAllString(s, "$${…}")
 }
