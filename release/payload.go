@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -90,6 +91,13 @@ func (p Payload) Encode() []byte {
 		fmt.Fprintf(&b, "%s: %s\n", key, values[i])
 	}
 	return b.Bytes()
+}
+
+// equal tells whether both mean the same, to the last field; an app called "none" would not.
+func (p Payload) equal(q Payload) bool {
+	same := p.Time.Equal(q.Time) && p.TaggerTime.Equal(q.TaggerTime) && slices.Equal(p.Destroys, q.Destroys)
+	q.Time, q.TaggerTime, q.Destroys = p.Time, p.TaggerTime, p.Destroys
+	return same && reflect.DeepEqual(p, q)
 }
 
 // TagName is the name of release n, without "refs/tags/".

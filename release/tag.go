@@ -57,7 +57,11 @@ func (t *Tag) Digest() Digest { return sha256.Sum256(t.PayloadBytes) }
 // SignTag makes the tag object of a release, ready for git.
 func SignTag(p Payload, s ssh.Signer) (raw []byte, err error) {
 	payload := p.Encode()
-	if _, err := ParsePayload(payload); err != nil {
+	got, err := ParsePayload(payload)
+	if err == nil && !got.equal(p) {
+		err = fmt.Errorf("%w: it would not be read as it was meant", ErrGrammar)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("sign %s: %w", TagName(p.N), err)
 	}
 	armor, err := SignPayload(payload, s)
