@@ -86,29 +86,29 @@ func (m *manifest) descriptors() []descriptor {
 func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, t target) {
 	data, err := io.ReadAll(io.LimitReader(req.Body, manifestMax+1))
 	if err != nil {
-		fail(w, http.StatusBadRequest, "MANIFEST_INVALID", "the manifest broke off")
+		Fail(w, http.StatusBadRequest, "MANIFEST_INVALID", "the manifest broke off")
 		return
 	}
 	if len(data) > manifestMax {
-		fail(w, http.StatusRequestEntityTooLarge, "MANIFEST_INVALID", fmt.Sprintf("the manifest is larger than %d bytes", manifestMax))
+		Fail(w, http.StatusRequestEntityTooLarge, "MANIFEST_INVALID", fmt.Sprintf("the manifest is larger than %d bytes", manifestMax))
 		return
 	}
 	sum := sha256.Sum256(data)
 	got := digest(hex.EncodeToString(sum[:]))
 	if want, isDigest := parseDigest(t.ref); isDigest && want != got {
-		fail(w, http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("the manifest hashes to %s, not to %s", got, want))
+		Fail(w, http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("the manifest hashes to %s, not to %s", got, want))
 		return
 	} else if !isDigest && !tagRE.MatchString(t.ref) {
-		fail(w, http.StatusBadRequest, "TAG_INVALID", "want a tag or sha256:HEX")
+		Fail(w, http.StatusBadRequest, "TAG_INVALID", "want a tag or sha256:HEX")
 		return
 	}
 	m, err := parseManifest(data)
 	if err != nil {
-		fail(w, http.StatusBadRequest, "MANIFEST_INVALID", err.Error())
+		Fail(w, http.StatusBadRequest, "MANIFEST_INVALID", err.Error())
 		return
 	}
 	if missing := r.missing(m); missing != "" {
-		fail(w, http.StatusBadRequest, "MANIFEST_BLOB_UNKNOWN", missing+" is named by the manifest and not here: push it first")
+		Fail(w, http.StatusBadRequest, "MANIFEST_BLOB_UNKNOWN", missing+" is named by the manifest and not here: push it first")
 		return
 	}
 	if err := r.storeManifest(got, data); err != nil {
@@ -159,9 +159,9 @@ func (r *Registry) storeManifest(d digest, data []byte) error {
 // failWrite answers to a write that our side could not do.
 func (r *Registry) failWrite(w http.ResponseWriter, err error) {
 	if errors.Is(err, ErrFull) {
-		fail(w, http.StatusInsufficientStorage, "DENIED", err.Error())
+		Fail(w, http.StatusInsufficientStorage, "DENIED", err.Error())
 		return
 	}
 	r.cfg.Log.Error("write to the image store", "err", err)
-	fail(w, http.StatusInternalServerError, "UNKNOWN", "the hub cannot write to its store")
+	Fail(w, http.StatusInternalServerError, "UNKNOWN", "the hub cannot write to its store")
 }

@@ -12,7 +12,7 @@ import (
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, t target) {
 	d, ok := parseDigest(t.ref)
 	if !ok {
-		fail(w, http.StatusBadRequest, "DIGEST_INVALID", "want blobs/sha256:HEX")
+		Fail(w, http.StatusBadRequest, "DIGEST_INVALID", "want blobs/sha256:HEX")
 		return
 	}
 	r.sendFile(w, req, r.blobPath(d), d, "application/octet-stream", "BLOB_UNKNOWN")
@@ -22,7 +22,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, t targe
 	d, ok := parseDigest(t.ref)
 	if !ok {
 		// 404, so that a client that looks before it pushes goes on.
-		fail(w, http.StatusNotFound, "MANIFEST_UNKNOWN", "tags are not resolved here: ask for the digest, as images.lock names it")
+		Fail(w, http.StatusNotFound, "MANIFEST_UNKNOWN", "tags are not resolved here: ask for the digest, as images.lock names it")
 		return
 	}
 	data, err := os.ReadFile(r.manifestPath(d))
@@ -32,7 +32,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, t targe
 	}
 	m, err := parseManifest(data)
 	if err != nil {
-		fail(w, http.StatusInternalServerError, "UNKNOWN", "stored manifest is damaged: push the image again")
+		Fail(w, http.StatusInternalServerError, "UNKNOWN", "stored manifest is damaged: push the image again")
 		return
 	}
 	r.sendFile(w, req, r.manifestPath(d), d, m.MediaType, "MANIFEST_UNKNOWN")
@@ -42,12 +42,12 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, t targe
 func (r *Registry) sendFile(w http.ResponseWriter, req *http.Request, path string, d digest, mediaType, unknown string) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		fail(w, http.StatusNotFound, unknown, d.String()+" is not here: push the image (holdfast images push)")
+		Fail(w, http.StatusNotFound, unknown, d.String()+" is not here: push the image (holdfast images push)")
 		return
 	}
 	if err != nil {
 		r.cfg.Log.Error("open stored content", "digest", d.String(), "err", err)
-		fail(w, http.StatusInternalServerError, "UNKNOWN", "the hub cannot read its store")
+		Fail(w, http.StatusInternalServerError, "UNKNOWN", "the hub cannot read its store")
 		return
 	}
 	defer f.Close()
@@ -57,8 +57,8 @@ func (r *Registry) sendFile(w http.ResponseWriter, req *http.Request, path strin
 	http.ServeContent(w, req, "", time.Time{}, f)
 }
 
-// fail answers in the protocol's own form.
-func fail(w http.ResponseWriter, status int, code, message string) {
+// Fail answers in the protocol's own form.
+func Fail(w http.ResponseWriter, status int, code, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	type item struct {

@@ -198,12 +198,12 @@ func (r *Registry) Pull() http.Handler {
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request, push bool) {
 	t, ok := parsePath(req.URL.Path)
 	if !ok {
-		fail(w, http.StatusNotFound, "NAME_INVALID", "no such path: want /v2/NAME/{blobs,manifests}/sha256:HEX")
+		Fail(w, http.StatusNotFound, "NAME_INVALID", "no such path: want /v2/NAME/{blobs,manifests}/sha256:HEX")
 		return
 	}
 	get := req.Method == http.MethodGet || req.Method == http.MethodHead
 	if !get && !push {
-		fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "only pulls are served here")
+		Fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "only pulls are served here")
 		return
 	}
 	switch {
@@ -218,6 +218,6 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, push bool) {
 	case t.kind == "uploads" && push:
 		r.serveUpload(w, req, t)
 	default:
-		fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry neither lists nor deletes")
+		Fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry neither lists nor deletes")
 	}
 }

@@ -43,7 +43,7 @@ var (
 func (r *Registry) serveUpload(w http.ResponseWriter, req *http.Request, t target) {
 	if t.ref == "" {
 		if req.Method != http.MethodPost {
-			fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "an upload begins with POST")
+			Fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "an upload begins with POST")
 			return
 		}
 		r.beginUpload(w, req, t)
@@ -51,13 +51,13 @@ func (r *Registry) serveUpload(w http.ResponseWriter, req *http.Request, t targe
 	}
 	u := r.findUpload(t.ref)
 	if u == nil {
-		fail(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload: it ended, or nobody touched it for "+r.cfg.UploadIdle.String())
+		Fail(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload: it ended, or nobody touched it for "+r.cfg.UploadIdle.String())
 		return
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.gone {
-		fail(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "the upload has just ended")
+		Fail(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "the upload has just ended")
 		return
 	}
 	switch req.Method {
@@ -77,7 +77,7 @@ func (r *Registry) serveUpload(w http.ResponseWriter, req *http.Request, t targe
 		r.drop(t.ref, u)
 		w.WriteHeader(http.StatusNoContent)
 	default:
-		fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "want GET, PATCH, PUT or DELETE")
+		Fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "want GET, PATCH, PUT or DELETE")
 	}
 }
 
@@ -98,7 +98,7 @@ func (r *Registry) beginUpload(w http.ResponseWriter, req *http.Request, t targe
 	}
 	if u == nil {
 		w.Header().Set("Retry-After", "10")
-		fail(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", fmt.Sprintf("%d uploads are open already", r.cfg.MaxUploads))
+		Fail(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", fmt.Sprintf("%d uploads are open already", r.cfg.MaxUploads))
 		return
 	}
 	t.ref = id
@@ -115,7 +115,7 @@ func (r *Registry) beginUpload(w http.ResponseWriter, req *http.Request, t targe
 func (r *Registry) endUpload(w http.ResponseWriter, req *http.Request, t target, u *upload) {
 	want, ok := parseDigest(req.URL.Query().Get("digest"))
 	if !ok {
-		fail(w, http.StatusBadRequest, "DIGEST_INVALID", "want ?digest=sha256:HEX")
+		Fail(w, http.StatusBadRequest, "DIGEST_INVALID", "want ?digest=sha256:HEX")
 		return
 	}
 	if err := r.append(u, req); err != nil {
@@ -129,7 +129,7 @@ func (r *Registry) endUpload(w http.ResponseWriter, req *http.Request, t target,
 	got := digest(hex.EncodeToString(u.hash.Sum(nil)))
 	if got != want {
 		r.drop(t.ref, u)
-		fail(w, http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("what was sent hashes to %s, not to %s", got, want))
+		Fail(w, http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("what was sent hashes to %s, not to %s", got, want))
 		return
 	}
 	if err := r.keep(t.ref, u, got); err != nil {
@@ -317,10 +317,10 @@ func (r *Registry) failUpload(w http.ResponseWriter, t target, u *upload, err er
 	switch {
 	case errors.Is(err, errRange):
 		uploadHeaders(w, t, u)
-		fail(w, http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", fmt.Sprintf("%v, at byte %d", errRange, u.size))
+		Fail(w, http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", fmt.Sprintf("%v, at byte %d", errRange, u.size))
 	case errors.Is(err, errBrokeOff):
 		uploadHeaders(w, t, u)
-		fail(w, http.StatusBadRequest, "BLOB_UPLOAD_INVALID", errBrokeOff.Error())
+		Fail(w, http.StatusBadRequest, "BLOB_UPLOAD_INVALID", errBrokeOff.Error())
 	default:
 		r.failWrite(w, err)
 	}
