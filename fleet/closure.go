@@ -28,13 +28,21 @@ func Closure(tree fs.FS, dir string) ([]string, error) {
 	if !isSiteDir(dir) {
 		return nil, fmt.Errorf("closure of %q: a site is a clean path below sites/", dir)
 	}
+	paths, faults := closureOf(tree, dir)
+	if faults, _ = faults.split(); len(faults) > 0 {
+		return nil, fmt.Errorf("closure of %s: %w", dir, faults)
+	}
+	return paths, nil
+}
+
+// closureOf gives what it could find of the closure even with faults.
+func closureOf(tree fs.FS, dir string) ([]string, Faults) {
 	c := closure{tree: tree, f: &Fleet{classes: map[string]*node{}, rings: map[string]*Ring{}}}
 	if exists(tree, "rules.yaml") {
 		c.paths = append(c.paths, "rules.yaml")
 	}
 	c.paths = append(c.paths, "trust.yaml", dir)
 	c.f.spec = c.spec("fleet.yaml", false)
-	c.f.defaults = layered(builtInLayer(), c.f.spec.get("defaults"))
 	site := c.spec(dir+"/site.yaml", true)
 	s := &Site{Dir: dir, layer: site.without("uid", "layers", "machines")}
 	for _, x := range elements(site.get("layers")) {
@@ -51,11 +59,8 @@ func Closure(tree fs.FS, dir string) ([]string, error) {
 		}
 		c.paths = append(c.paths, "apps/"+a.name+"/app.yaml", "apps/"+a.name+"/"+a.version)
 	}
-	if faults, _ := c.faults.split(); len(faults) > 0 {
-		return nil, fmt.Errorf("closure of %s: %w", dir, faults)
-	}
 	slices.Sort(c.paths)
-	return slices.Compact(c.paths), nil
+	return slices.Compact(c.paths), c.faults
 }
 
 type closure struct {
@@ -132,7 +137,7 @@ func (f *Fleet) base(ring string, layers []string) *node {
 	if n, ok := f.bases.Load(key); ok {
 		return n.(*node)
 	}
-	all := []*node{f.defaults}
+	all := []*node{f.spec.get("defaults")}
 	for _, c := range layers {
 		all = append(all, f.classes[c])
 	}
@@ -146,7 +151,7 @@ func (f *Fleet) base(ring string, layers []string) *node {
 
 // merged is all that the layers say at a site, with the versions of its ring.
 func (f *Fleet) merged(s *Site) *node {
-	return f.withVersions(layered(f.base(s.Ring, s.Layers), s.layer), s)
+	return layered(f.lowest, f.withVersions(layered(f.base(s.Ring, s.Layers), s.layer), s))
 }
 
 // withVersions puts the ring's version into each selected app that no later

@@ -12,9 +12,13 @@ import (
 // fault, and so is what is missing. It goes on after a fault, to find all.
 type decoder struct {
 	faults Faults
-	// layer: the document is one layer among others, so values may be $delete
-	// and what is required may stand in another layer.
+	// layer holds inside of what is one layer among others, where values may be
+	// $delete and what is required may stand in another layer.
 	layer bool
+	// merged: the value is what came of all layers, where neither is so any more.
+	// missing are then the faults that no single layer could show.
+	merged  bool
+	missing Faults
 }
 
 // decode puts n, which stands at field of its document, into the struct at v.
@@ -95,12 +99,25 @@ func (d *decoder) structure(v reflect.Value, p *plan, n *node, at string, f *fie
 			d.faults.at(k, join(at, k.text), "is not a field here", oneOf(k.text, p.names))
 			continue
 		}
-		d.value(v.FieldByIndex(x.index), x.plan, n.items[i], join(at, x.name), x)
+		outside := d.layer
+		d.layer = !d.merged && (outside || x.layer)
+		if d.layer && x.required && n.items[i].get(deleteKey) != nil {
+			d.faults.at(n.items[i], join(at, x.name), "cannot be removed", want(x))
+		} else {
+			d.value(v.FieldByIndex(x.index), x.plan, n.items[i], join(at, x.name), x)
+		}
+		d.layer = outside
 	}
 	// In a layer, elements of a named list say their name; the rest may come from another layer.
 	for i := range p.fields {
 		x := &p.fields[i]
-		if x.required && n.get(x.name) == nil && !(d.layer && f != nil && f.key != "" && f.key != "*" && f.key != x.name) {
+		if !x.required || n.get(x.name) != nil {
+			continue
+		}
+		switch elsewhere := f != nil && f.key != "" && f.key != "*" && f.key != x.name; {
+		case elsewhere && d.merged:
+			d.missing.at(n, join(at, x.name), "is missing", want(x))
+		case !elsewhere || !d.layer:
 			d.faults.at(n, join(at, x.name), "is missing", want(x))
 		}
 	}
@@ -121,6 +138,9 @@ func want(f *field) string {
 			return "a list; each " + checks[f.check].fix
 		}
 		return checks[f.check].fix
+	}
+	if p.form == stringForm {
+		return "a line " + f.name + ": …"
 	}
 	return wantForm(p, f)
 }
@@ -264,9 +284,9 @@ func (d *decoder) scalar(v reflect.Value, p *plan, n *node, at string, f *field)
 	default:
 		w := wantForm(p, f)
 		if f != nil && p.form == stringForm {
-			w = want(f)
-			if f.plan.form != stringForm {
-				w = "text"
+			w = "text"
+			if f.plan.form == stringForm && f.check != "" && f.check != "text" {
+				w = checks[f.check].fix
 			}
 		}
 		d.wrongType(n, at, "should be "+w)

@@ -247,7 +247,7 @@ type MachineLayer struct {
 	// The machine's name in machines.yaml.
 	Name string `yaml:"name" is:"required label"`
 	// How this box differs.
-	Machine MachineClass `yaml:"machine"`
+	Machine MachineClass `yaml:"machine" layer:"true"`
 }
 
 // MachinesSpec is the spec of machines.yaml, which tools write.

@@ -133,12 +133,27 @@ func oneOf(word string, known []string) string {
 func nearest(word string, known []string) string {
 	best, at := "", 1+max(1, len(word)/3)
 	for _, k := range slices.Sorted(slices.Values(known)) {
+		if strings.Count(word, "/") == strings.Count(k, "/") && strings.Contains(word, "/") && !nearPath(word, k) {
+			continue
+		}
 		d := distance(strings.ToLower(word), strings.ToLower(k), at)
 		if d < at && d < len(k) {
 			best, at = k, d
 		}
 	}
 	return best
+}
+
+// nearPath holds when each element is near its counterpart: country/fr is not a
+// slip for country/de.
+func nearPath(a, b string) bool {
+	x, y := strings.Split(a, "/"), strings.Split(b, "/")
+	for i := range x {
+		if limit := 1 + max(1, len(x[i])/3); distance(x[i], y[i], limit) >= limit {
+			return false
+		}
+	}
+	return true
 }
 
 // distance is the Damerau-Levenshtein distance (adjacent swaps count one), at most limit.

@@ -20,7 +20,7 @@ type Fleet struct {
 	Trust   *Trust
 
 	spec     *node // of fleet.yaml
-	defaults *node // what fleet.yaml's spec.defaults and vars say, over what is built in
+	lowest   *node // what is built in, and the defaults of variables: below all layers, so no $delete reaches it
 	classes  map[string]*node
 	rings    map[string]*Ring
 	os       map[string]*OS
@@ -36,9 +36,8 @@ type Fleet struct {
 type Ring struct {
 	Name string
 	RingSpec
-	node  *node // of its defaults
 	spec  *node
-	layer *node
+	layer *node // its defaults
 }
 
 // OS is a document of os/.

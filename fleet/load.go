@@ -48,6 +48,8 @@ func LoadSite(tree fs.FS, dir string) (*Fleet, error) {
 		l.faults.file(dir, "is no folder of a site", "a clean path below sites/")
 		return l.finish()
 	}
+	paths, faults := closureOf(tree, dir)
+	l.tree = within{tree, paths}
 	if l.exists("rules.yaml") {
 		l.rules()
 	}
@@ -62,19 +64,43 @@ func LoadSite(tree fs.FS, dir string) (*Fleet, error) {
 		}
 	}
 	l.follow(s)
-	if s.Ring != "" {
-		l.ring(s.Ring)
-	}
+	l.ring(s.Ring)
 	if r := l.f.rings[s.Ring]; r != nil && r.OS != "" {
 		l.os(r.OS)
+		l.checkEdition(r)
 	}
 	for _, a := range l.f.selected(s) {
-		l.app(a.name, []string{a.version})
+		if checks["label"].ok(a.name) && checks["version"].ok(a.version) {
+			l.app(a.name, []string{a.version})
+		}
 	}
+	l.layers = append(l.layers, layerDoc{s.layer, "spec"})
 	l.checkLayers()
 	l.f.sites = []*Site{s}
-	l.f.validateSite(s, false, &l.faults)
+	shared, own := sharedFaults{sites: map[Fault][]string{}}, Faults{}
+	l.validateSite(s, &own)
+	l.faults = append(append(l.faults, shared.keep(s, own)...), shared.faults()...)
+	if len(l.faults) == 0 {
+		l.faults = faults
+	}
 	return l.finish()
+}
+
+// within is a tree that opens nothing but a closure and the folders on the way:
+// LoadSite reads strictly and Closure does not, and where documents have faults
+// they could come to different answers about what the site needs.
+type within struct {
+	fs.FS
+	closure []string
+}
+
+func (w within) Open(name string) (fs.File, error) {
+	for _, c := range w.closure {
+		if name == "." || name == c || strings.HasPrefix(name, c+"/") || strings.HasPrefix(c, name+"/") {
+			return w.FS.Open(name)
+		}
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
 // siteLayer is the layer of every site.yaml: that of the site itself.
@@ -171,14 +197,14 @@ func readFile(tree fs.FS, file string) ([]byte, error) {
 
 // document reads file strictly into spec (a pointer to its struct) and gives the
 // header and the spec's node, nil when there is nothing to work with.
-func (l *loader) document(file, layer, kind, name string, spec any, isLayer bool, faults *Faults, fix string) (Header, *node) {
+func (l *loader) document(file, layer, kind, name string, spec any, faults *Faults, fix string) (Header, *node) {
 	data, ok := l.read(file, faults, fix)
 	if !ok {
 		return Header{}, nil
 	}
 	n, fs := parse(&source{file: file, layer: layer}, data)
 	*faults = append(*faults, fs...)
-	d := decoder{layer: isLayer}
+	d := decoder{}
 	h, body := d.header(n, kind, name)
 	if body != nil {
 		d.decode(spec, body, "spec")
@@ -193,13 +219,11 @@ func (l *loader) document(file, layer, kind, name string, spec any, isLayer bool
 // common reads what every site needs: fleet.yaml and trust.yaml.
 func (l *loader) common() {
 	var spec FleetSpec
-	// spec.defaults is a layer, where things may be deleted; the rest is not,
-	// but $delete is no field of it anyway.
-	h, n := l.document("fleet.yaml", "fleet", "Fleet", "", &spec, true, &l.faults, "make a fleet repo with holdfast init")
+	h, n := l.document("fleet.yaml", "fleet", "Fleet", "", &spec, &l.faults, "make a fleet repo with holdfast init")
 	f := l.f
 	f.Name, f.ID, f.Edition, f.Hubs, f.Mirrors, f.Vars = h.Metadata.Name, spec.ID, spec.Edition, spec.Hubs, spec.Mirrors, spec.Vars
 	f.spec = n
-	f.defaults = layered(builtInLayer(), varDefaults(n), n.get("defaults"))
+	f.lowest = layered(builtInLayer(), varDefaults(n))
 	if n != nil {
 		l.checkFleet(h, n)
 		l.layers = append(l.layers, layerDoc{n.get("defaults"), "spec.defaults"})
@@ -241,7 +265,7 @@ func (l *loader) class(name string) {
 	}
 	file := "classes/" + name + ".yaml"
 	var spec ClassSpec
-	_, n := l.document(file, "class "+name, "Class", path.Base(name), &spec, true, &l.faults, "a class that "+"a site lists")
+	_, n := l.document(file, "class "+name, "Class", path.Base(name), &spec, &l.faults, "a class that the site lists")
 	if n == nil {
 		return
 	}
@@ -254,7 +278,7 @@ func (l *loader) ring(name string) {
 		return
 	}
 	r := &Ring{Name: name}
-	_, n := l.document("rings/"+name+".yaml", "ring "+name, "Ring", name, &r.RingSpec, true, &l.faults, "the ring that a site follows")
+	_, n := l.document("rings/"+name+".yaml", "ring "+name, "Ring", name, &r.RingSpec, &l.faults, "the ring that the site follows")
 	if n == nil {
 		return
 	}
@@ -265,11 +289,12 @@ func (l *loader) ring(name string) {
 	l.f.rings[name] = r
 	l.layers = append(l.layers, layerDoc{r.layer, "spec.defaults"})
 	l.checkRing(r)
+	l.checkEdition(r)
 }
 
 func (l *loader) os(version string) {
 	o := &OS{Version: version}
-	_, n := l.document("os/"+version+".yaml", "os "+version, "OS", version, &o.OSSpec, false, &l.faults, "the OS version that the ring names")
+	_, n := l.document("os/"+version+".yaml", "os "+version, "OS", version, &o.OSSpec, &l.faults, "the OS version that the ring names")
 	if n == nil {
 		return
 	}
@@ -283,7 +308,7 @@ func (l *loader) app(name string, versions []string) {
 		versions = l.versions[name]
 	}
 	a := &AppFile{Name: name, Versions: versions}
-	_, n := l.document("apps/"+name+"/app.yaml", "app "+name, "App", name, &a.AppSpec, false, &l.faults, "what every app says of itself")
+	_, n := l.document("apps/"+name+"/app.yaml", "app "+name, "App", name, &a.AppSpec, &l.faults, "what every app says of itself")
 	if n == nil {
 		return
 	}
@@ -333,6 +358,7 @@ func (l *loader) version(app, version string) {
 func (l *loader) sites(dirs []string) {
 	sites := make([]*Site, len(dirs))
 	faults := make([]Faults, runtime.GOMAXPROCS(0))
+	shared := sharedFaults{sites: map[Fault][]string{}}
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for w := range faults {
@@ -345,7 +371,9 @@ func (l *loader) sites(dirs []string) {
 				if sites[i] = l.site(dirs[i], &faults[w]); sites[i] != nil {
 					l.follow(sites[i])
 					l.checkLayer(layerDoc{sites[i].layer, "spec"}, &faults[w])
-					l.f.validateSite(sites[i], true, &faults[w])
+					var own Faults
+					l.validateSite(sites[i], &own)
+					faults[w] = append(faults[w], shared.keep(sites[i], own)...)
 				}
 			}
 		})
@@ -354,7 +382,42 @@ func (l *loader) sites(dirs []string) {
 	for _, x := range faults {
 		l.faults = append(l.faults, x...)
 	}
+	l.faults = append(l.faults, shared.faults()...)
 	l.f.sites = slices.DeleteFunc(sites, func(s *Site) bool { return s == nil })
+}
+
+// sharedFaults gathers what sites find wrong in documents that many have in
+// common: one line for the class, and not one for each of ten thousand sites.
+type sharedFaults struct {
+	mu    sync.Mutex
+	sites map[Fault][]string
+}
+
+// keep gives back the faults in the site's own folder and holds the others.
+func (s *sharedFaults) keep(site *Site, all Faults) Faults {
+	var own Faults
+	for _, x := range all {
+		if strings.HasPrefix(x.File, site.Dir+"/") {
+			own = append(own, x)
+			continue
+		}
+		s.mu.Lock()
+		s.sites[x] = append(s.sites[x], site.Name)
+		s.mu.Unlock()
+	}
+	return own
+}
+
+func (s *sharedFaults) faults() Faults {
+	var out Faults
+	for x, names := range s.sites {
+		x.Problem += " at site " + slices.Min(names)
+		if len(names) > 1 {
+			x.Problem += fmt.Sprintf(" and %d more", len(names)-1)
+		}
+		out = append(out, x)
+	}
+	return out
 }
 
 // site reads the documents of one site. It touches nothing of the loader but
@@ -362,7 +425,7 @@ func (l *loader) sites(dirs []string) {
 func (l *loader) site(dir string, faults *Faults) *Site {
 	s := &Site{Name: path.Base(dir), Dir: dir}
 	var spec SiteSpec
-	h, n := l.document(dir+"/site.yaml", siteLayer, "Site", s.Name, &spec, true, faults, "what makes a folder a site")
+	h, n := l.document(dir+"/site.yaml", siteLayer, "Site", s.Name, &spec, faults, "what makes a folder a site")
 	if n == nil {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -146,6 +147,9 @@ func AddMemberIn(data []byte, m Machine, siteRange netip.Prefix) ([]byte, error)
 		fmt.Fprintf(&b, "  introduction: %s\n", plainOrQuoted(m.Introduction))
 	}
 	out, err := addItem(data, "members", b.String())
+	if err == nil {
+		err = onlyChanged(out, append(slices.Clone(old.Members), m), old.Tombstones)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("add machine %s: %w", m.Name, err)
 	}
@@ -155,10 +159,11 @@ func AddMemberIn(data []byte, m Machine, siteRange netip.Prefix) ([]byte, error)
 // AddTombstone moves a machine from the members of a machines.yaml to its
 // tombstones, and leaves all else in it as it is.
 func AddTombstone(data []byte, t Tombstone) ([]byte, error) {
-	if _, err := readMachines(data); err != nil {
+	old, err := readMachines(data)
+	if err != nil {
 		return nil, fmt.Errorf("bury machine %s: %w", t.ID, err)
 	}
-	data, err := removeMember(data, t.ID)
+	data, err = removeMember(data, t.ID)
 	if err != nil {
 		return nil, fmt.Errorf("bury machine %s: %w", t.ID, err)
 	}
@@ -167,10 +172,27 @@ func AddTombstone(data []byte, t Tombstone) ([]byte, error) {
 		item += fmt.Sprintf("  since: %s\n", plainOrQuoted(t.Since))
 	}
 	out, err := addItem(data, "tombstones", item)
+	if err == nil {
+		left := slices.DeleteFunc(slices.Clone(old.Members), func(m Machine) bool { return m.ID == t.ID })
+		err = onlyChanged(out, left, append(slices.Clone(old.Tombstones), t))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bury machine %s: %w", t.ID, err)
 	}
 	return out, nil
+}
+
+// onlyChanged reads an edited file again and refuses it when more changed than
+// was meant: text was edited, and a layout that nobody thought of is an error.
+func onlyChanged(out []byte, members []Machine, tombstones []Tombstone) error {
+	m, err := ParseMachines("machines.yaml", out)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(m.Members, members) || !slices.Equal(m.Tombstones, tombstones) {
+		return errors.New("the file is laid out in a way that holdfast cannot edit: write one field in each line")
+	}
+	return nil
 }
 
 func readMachines(data []byte) (*MachinesSpec, error) {
@@ -221,14 +243,16 @@ func addItem(data []byte, name, item string) ([]byte, error) {
 			return nil, fmt.Errorf("spec.%s is written in one line: write one item under the other", name)
 		}
 	}
-	out := strings.ReplaceAll(strings.Join(lines, ""), "\n", eol)
-	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
-		out = "\xef\xbb\xbf" + out
+	return whole(data, strings.Join(lines, ""), eol), nil
+}
+
+// whole is an edited body with the line ends and the byte-order mark of the file it was.
+func whole(was []byte, body, eol string) []byte {
+	body = strings.ReplaceAll(body, "\n", eol)
+	if bytes.HasPrefix(was, []byte("\xef\xbb\xbf")) {
+		body = "\xef\xbb\xbf" + body
 	}
-	if _, err := ParseMachines("machines.yaml", []byte(out)); err != nil {
-		return nil, err
-	}
-	return []byte(out), nil
+	return []byte(body)
 }
 
 // lineEnds is the body without carriage returns and byte-order mark, and how its lines end.
@@ -276,8 +300,7 @@ func removeMember(data []byte, id MachineID) ([]byte, error) {
 			k := keyOf(n.get("spec"), "members")
 			lines[k.line-1] = lines[k.line-1][:k.col-1] + "members: []" + comment(lines[k.line-1]) + "\n"
 		}
-		out := strings.ReplaceAll(strings.Join(lines, ""), "\n", eol)
-		return []byte(out), nil
+		return whole(data, strings.Join(lines, ""), eol), nil
 	}
 	return data, nil
 }

@@ -188,7 +188,7 @@ func badByte(data []byte) (line, col int, what string) {
 				line, col = line+1, 1
 				continue
 			}
-			if c < ' ' && c != '\t' && c != '\r' || c == 0x7f {
+			if crlf := c == '\r' && i < len(data) && data[i] == '\n'; c < ' ' && c != '\t' && !crlf || c == 0x7f {
 				return line, col, fmt.Sprintf("has the control character 0x%02x", c)
 			}
 			col++
@@ -197,6 +197,10 @@ func badByte(data []byte) (line, col int, what string) {
 		r, size := utf8.DecodeRune(data[i:])
 		if r == utf8.RuneError && size == 1 {
 			return line, col, "is not UTF-8"
+		}
+		// YAML takes these for line ends and editors do not: lines would be miscounted.
+		if r == '\u0085' || r == '\u2028' || r == '\u2029' {
+			return line, col, fmt.Sprintf("has the line separator %U", r)
 		}
 		i, col = i+size, col+1
 	}

@@ -20,6 +20,7 @@ import (
 //	min, max         bounds of a number
 //	key:"name"       a list of named things: elements of two layers with the same name merge
 //	                 (key:"*": the whole element is its name)
+//	layer            the value is one layer among others, like all fields of Layer
 type plan struct {
 	form   form
 	typ    reflect.Type
@@ -56,6 +57,7 @@ type field struct {
 	keyEnum  []string
 	min, max *int64
 	key      string
+	layer    bool // it and all below it may be $delete, since other layers speak of it, too
 }
 
 func (p *plan) field(name string) *field {
@@ -215,7 +217,8 @@ func (p *plan) addFields(t reflect.Type, at []int) {
 			panic("fleet: no yaml tag on " + t.Name() + "." + f.Name)
 		}
 		x := field{name: name, index: index, owner: t.Name(), goName: f.Name, plan: planOf(f.Type),
-			enum: strings.Fields(f.Tag.Get("enum")), keyCheck: f.Tag.Get("keys"), keyEnum: strings.Fields(f.Tag.Get("keyEnum")), key: f.Tag.Get("key")}
+			enum: strings.Fields(f.Tag.Get("enum")), keyCheck: f.Tag.Get("keys"), keyEnum: strings.Fields(f.Tag.Get("keyEnum")), key: f.Tag.Get("key"),
+			layer: t == reflect.TypeFor[Layer]() || f.Tag.Get("layer") != ""}
 		for _, word := range strings.Fields(f.Tag.Get("is")) {
 			if word == "required" {
 				x.required = true

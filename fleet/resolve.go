@@ -71,20 +71,23 @@ func (r *Resolved) ClassOf(machine string) MachineClass {
 // defaults, the site's layers in order, ring, site. The error is Faults.
 func (f *Fleet) Resolve(s *Site) (*Resolved, error) {
 	var faults Faults
-	r := f.resolve(s, &faults)
+	r, missing := f.resolve(s, &faults)
+	faults = append(faults, missing...)
 	if faults, _ = faults.split(); len(faults) > 0 {
 		return nil, faults
 	}
 	return r, nil
 }
 
-func (f *Fleet) resolve(s *Site, faults *Faults) *Resolved {
+// resolve gives the faults that only all layers together show apart from those
+// that reading the documents has shown already.
+func (f *Fleet) resolve(s *Site, faults *Faults) (r *Resolved, missing Faults) {
 	merged := f.merged(s)
 	var layer Layer
-	d := decoder{}
+	d := decoder{merged: true}
 	d.decode(&layer, merged, "spec")
 	*faults = append(*faults, d.faults...)
-	r := &Resolved{
+	r = &Resolved{
 		Fleet: f.Name, FleetID: f.ID, Edition: f.Edition,
 		Site: s.Name, UID: s.UID, Dir: s.Dir, Ring: s.Ring, Labels: s.Labels,
 		Network: layer.Network, Kubernetes: layer.Kubernetes, Class: layer.Machine,
@@ -100,10 +103,11 @@ func (f *Fleet) resolve(s *Site, faults *Faults) *Resolved {
 			r.Kubernetes.Version = os.Kubernetes
 		}
 	}
-	r.Vars = f.vars(s, merged, faults)
+	missing = d.missing
+	r.Vars = f.vars(s, merged, &missing)
 	r.apps(f, s, layer.Apps)
 	r.boxes(s, merged, faults)
-	return r
+	return r, missing
 }
 
 // vars are the values of the declared variables; a required one without is a fault.
@@ -211,7 +215,7 @@ func (r *Resolved) boxes(s *Site, merged *node, faults *Faults) {
 			continue
 		}
 		c := MachineClass{}
-		d := decoder{}
+		d := decoder{merged: true}
 		d.decode(&c, n, "spec.machines."+name)
 		*faults = append(*faults, d.faults...)
 		if r.perBox == nil {
@@ -236,14 +240,26 @@ type Provenance struct {
 func (f *Fleet) Explain(s *Site, field string) ([]Provenance, error) {
 	var out []Provenance
 	all := func(n *node, p *plan, at string) { explain(n, p, nil, at, &out) }
-	all(f.merged(s), planFor[Layer](), "")
+	merged := f.merged(s)
+	all(merged, planFor[Layer](), "")
+	if merged.path("network", "apiAddress") == nil {
+		if n := merged.path("network", "siteRange"); n != nil {
+			r, _ := f.Resolve(s)
+			if r != nil {
+				p := provenance(n, "network.apiAddress")
+				p.Value, p.Overrides = r.Network.APIAddress.String(), nil
+				out = append(out, p)
+			}
+		}
+	}
 	if r := f.rings[s.Ring]; r != nil && r.spec.get("os") != nil {
 		all(r.spec.get("os"), nil, "os")
+		if os := f.os[r.OS]; os != nil {
+			all(os.spec.get("kubernetes"), nil, "kubernetes.version")
+		}
 	}
 	for _, b := range elements(s.spec.get("machines")) {
-		if n := b.get("machine"); n != nil {
-			all(merge(f.merged(s).get("machine"), n, planFor[MachineClass](), nil), planFor[MachineClass](), "machines."+b.get("name").str()+".machine")
-		}
+		out = append(out, explainBox(merged, b)...)
 	}
 	slices.SortStableFunc(out, func(a, b Provenance) int { return strings.Compare(a.Field, b.Field) })
 	if field == "" {
@@ -256,6 +272,21 @@ func (f *Fleet) Explain(s *Site, field string) ([]Provenance, error) {
 		return nil, fmt.Errorf("explain %s of site %s: no value has this name: %s", field, s.Name, oneOf(field, prefixes(out)))
 	}
 	return match, nil
+}
+
+// explainBox lists what one machine of a site has for itself.
+func explainBox(merged, box *node) []Provenance {
+	n, p := box.get("machine"), planFor[MachineClass]()
+	at := "machines." + box.get("name").str() + ".machine"
+	var all, own []Provenance
+	explain(merge(merged.get("machine"), n, p, nil), p, nil, at, &all)
+	for _, x := range all {
+		if v := n.get(x.Field[len(at)+1:]); v != nil && v.get(deleteKey) == nil {
+			x.Layer = "machine " + box.get("name").str()
+			own = append(own, x)
+		}
+	}
+	return own
 }
 
 func prefixes(all []Provenance) []string {

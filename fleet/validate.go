@@ -10,7 +10,7 @@ import (
 // Validation across documents: what no single field of one document shows.
 
 func (l *loader) checkFleet(h Header, n *node) {
-	if name := n0(h, n); name == "" {
+	if name := h.Metadata.Name; name == "" {
 		l.faults.at(n, "metadata.name", "is missing", "the fleet's name, a DNS label")
 	} else if !checks["label"].ok(name) {
 		l.faults.at(n, "metadata.name", fmt.Sprintf("%q %s", shorten(name), checks["label"].problem), checks["label"].fix)
@@ -27,14 +27,19 @@ func (l *loader) checkFleet(h Header, n *node) {
 			continue
 		}
 		if fix := varFault(def, decl); fix != "" {
-			l.faults.at(def, join(join("spec.vars", name), "default"), fmt.Sprintf("%s is no %s", shown(def), decl.Type), fix)
+			l.faults.at(def, join(join("spec.vars", name), "default"), noVar(def, decl), fix)
 		} else if decl.Required {
 			l.faults.warn(def, join(join("spec.vars", name), "default"), "is never missing", "required or default, not both")
 		}
 	}
 }
 
-func n0(h Header, _ *node) string { return h.Metadata.Name }
+func noVar(n *node, decl VarDecl) string {
+	if n.kind == list && decl.Type == "list" {
+		return "has elements that are no text"
+	}
+	return fmt.Sprintf("%s is no %s", shown(n), decl.Type)
+}
 
 func shown(n *node) string {
 	switch n.kind {
@@ -62,7 +67,7 @@ func (l *loader) checkRing(r *Ring) {
 	if !l.whole {
 		return
 	}
-	if n := r.spec.get("os"); n.str() != "" && l.f.os[r.OS] == nil && !slices.Contains(l.found.os, r.OS) {
+	if n := r.spec.get("os"); checks["version"].ok(n.str()) && l.f.os[r.OS] == nil && !slices.Contains(l.found.os, r.OS) {
 		l.faults.at(n, "spec.os", fmt.Sprintf("there is no os/%s.yaml", shorten(n.text)), oneOf(n.text, l.found.os))
 	}
 	apps := r.spec.get("apps")
@@ -74,13 +79,23 @@ func (l *loader) checkRing(r *Ring) {
 	}
 }
 
+// checkEdition checks that the machines of a ring can render the tree.
+func (l *loader) checkEdition(r *Ring) {
+	if os := l.f.os[r.OS]; os != nil && len(os.Editions) > 0 && !slices.Contains(os.Editions, l.f.Edition) {
+		l.faults.at(r.spec.get("os"), "spec.os", fmt.Sprintf("OS %s does not render edition %d, which fleet.yaml names", r.OS, l.f.Edition), "an OS version that does")
+	}
+}
+
 // checkVersion checks that the app and this version of it are there.
 func (l *loader) checkVersion(app, version *node, at string) {
-	if !slices.Contains(l.found.apps, app.str()) {
+	if !checks["label"].ok(app.str()) {
+		return
+	}
+	if !slices.Contains(l.found.apps, app.text) {
 		l.faults.at(app, at, fmt.Sprintf("there is no app %q", shorten(app.text)), oneOf(app.text, l.found.apps))
 		return
 	}
-	if version.str() != "" && !slices.Contains(l.versions[app.text], version.text) {
+	if checks["version"].ok(version.str()) && !slices.Contains(l.versions[app.text], version.text) {
 		l.faults.at(version, at, fmt.Sprintf("there is no folder apps/%s/%s", app.text, shorten(version.text)), oneOf(version.text, l.versions[app.text]))
 	}
 }
@@ -152,7 +167,7 @@ func (l *loader) checkVars(d layerDoc, faults *Faults) {
 		switch {
 		case ok:
 			if fix := varFault(vars.items[i], decl); fix != "" && decl.Type != "" {
-				faults.at(vars.items[i], at, fmt.Sprintf("%s is no %s", shown(vars.items[i]), decl.Type), fix)
+				faults.at(vars.items[i], at, noVar(vars.items[i], decl), fix)
 			}
 		case declared == nil || declared.get(k.text) == nil:
 			var known []string
@@ -172,37 +187,39 @@ func (l *loader) checkVars(d layerDoc, faults *Faults) {
 }
 
 // validateSite checks what a site is once its layers are laid over one another.
-func (f *Fleet) validateSite(s *Site, whole bool, faults *Faults) {
+func (l *loader) validateSite(s *Site, faults *Faults) {
+	f := l.f
 	seen := once{}
 	for i, x := range elements(s.spec.get("layers")) {
 		at := index("spec.layers", i)
 		seen.see(faults, x.str(), x, at, "stands here twice")
-		if whole && x.str() != "" && checks["className"].ok(x.text) && f.classes[x.text] == nil {
-			faults.at(x, at, fmt.Sprintf("there is no classes/%s.yaml", shorten(x.text)), oneOf(x.text, f.Classes()))
+		if l.whole && x.str() != "" && checks["className"].ok(x.text) && !slices.Contains(l.found.classes, x.text) {
+			faults.at(x, at, fmt.Sprintf("there is no classes/%s.yaml", shorten(x.text)), oneOf(x.text, l.found.classes))
 		}
 	}
 	merged := f.merged(s)
-	f.checkRingOf(s, merged, whole, faults)
+	l.checkRingOf(s, merged, faults)
 	chosen := choices(merged)
-	f.checkApps(s, chosen, whole, faults)
-	var own Faults
-	r := f.resolve(s, &own)
-	*faults = append(*faults, own...)
+	f.checkApps(s, chosen, l.whole, faults)
+	var found Faults // those that decoding the documents has shown
+	r, missing := f.resolve(s, &found)
+	*faults = append(*faults, missing...)
 	checkNetwork(s, merged, r, faults)
+	f.checkBoxes(s, r, faults)
 	f.checkMachines(s, r, faults)
 }
 
-func (f *Fleet) checkRingOf(s *Site, merged *node, whole bool, faults *Faults) {
+func (l *loader) checkRingOf(s *Site, merged *node, faults *Faults) {
 	ring := merged.get("ring")
 	switch {
 	case ring == nil:
 		fix := "a ring in site.yaml, or in a layer"
-		if whole {
-			fix = "a ring in site.yaml or in a layer; " + oneOf("", f.Rings())
+		if l.whole {
+			fix += "; " + oneOf("", l.found.rings)
 		}
 		faults.at(s.spec, "spec.ring", "is missing", fix)
-	case whole && ring.str() != "" && f.rings[ring.text] == nil && checks["label"].ok(ring.text):
-		faults.at(ring, "spec.ring", fmt.Sprintf("there is no rings/%s.yaml", shorten(ring.text)), oneOf(ring.text, f.Rings()))
+	case l.whole && ring.str() != "" && !slices.Contains(l.found.rings, ring.text) && checks["label"].ok(ring.text):
+		faults.at(ring, "spec.ring", fmt.Sprintf("there is no rings/%s.yaml", shorten(ring.text)), oneOf(ring.text, l.found.rings))
 	}
 }
 
@@ -210,12 +227,8 @@ func (f *Fleet) checkApps(s *Site, chosen []choice, whole bool, faults *Faults) 
 	here := map[string]bool{}
 	for _, c := range chosen {
 		here[c.name] = true
-		if c.version == "" && (f.apps[c.name] != nil || !whole) {
-			ring := s.Ring
-			if ring == "" {
-				ring = "NAME"
-			}
-			faults.at(c.node.get("name"), "spec.apps."+c.name, fmt.Sprintf("site %s runs it in no version", s.Name), fmt.Sprintf("a line under apps in rings/%s.yaml", ring))
+		if c.version == "" && f.rings[s.Ring] != nil && (f.apps[c.name] != nil || !whole) {
+			faults.at(c.node.get("name"), "spec.apps."+c.name, fmt.Sprintf("ring %s has no version of it", s.Ring), fmt.Sprintf("a line %s: VERSION under apps in rings/%s.yaml", c.name, s.Ring))
 		}
 	}
 	for _, c := range chosen {
@@ -225,7 +238,7 @@ func (f *Fleet) checkApps(s *Site, chosen []choice, whole bool, faults *Faults) 
 		}
 		for _, n := range a.Needs {
 			if !here[n] {
-				faults.at(c.node.get("name"), "spec.apps."+c.name, fmt.Sprintf("it needs %s, which site %s does not have", n, s.Name), fmt.Sprintf("- name: %s under apps", n))
+				faults.at(c.node.get("name"), "spec.apps."+c.name, fmt.Sprintf("it needs %s, which is not selected", n), fmt.Sprintf("select it, too: a line \"- name: %s\" under apps", n))
 			}
 		}
 	}
@@ -266,6 +279,18 @@ func checkNetwork(s *Site, merged *node, r *Resolved, faults *Faults) {
 	}
 	if a := r.Network.APIAddress; a.IsValid() && r.Network.SiteRange.IsValid() && !usable(r.Network.SiteRange, a) {
 		faults.at(place("apiAddress"), "spec.network.apiAddress", fmt.Sprintf("%s is no address of siteRange %s", a, r.Network.SiteRange), "an address inside, such as its first")
+	}
+}
+
+// checkBoxes checks that the ring's OS image exists for the site's boxes.
+func (f *Fleet) checkBoxes(s *Site, r *Resolved, faults *Faults) {
+	os := f.os[r.OS]
+	if os == nil || len(os.Images) == 0 || r.Class.Architecture == "" {
+		return
+	}
+	if _, ok := os.Images[r.Class.Architecture]; !ok {
+		faults.at(s.spec, "spec.machine.architecture", fmt.Sprintf("OS %s, which ring %s names, has no image for %s", r.OS, s.Ring, r.Class.Architecture),
+			fmt.Sprintf("another architecture, or an image in os/%s.yaml", r.OS))
 	}
 }
 
@@ -322,12 +347,20 @@ func names(all []Machine) []string {
 
 // across checks what only all documents together show.
 func (l *loader) across() {
-	siteNames, uids, members := once{}, once{}, once{}
+	uids, members := once{}, once{}
+	dirs := map[string]string{}
 	for _, s := range l.f.sites {
-		siteNames.see(&l.faults, s.Name, &node{src: s.spec.src, line: s.spec.line, col: s.spec.col, text: s.Name}, "", "is the name of two sites (the last folder)")
+		if first, twice := dirs[s.Name]; twice {
+			l.faults.file(s.Dir, "has the same name as "+first, "last folders that are different all over the fleet: they are the sites' names")
+		} else {
+			dirs[s.Name] = s.Dir
+		}
 		uids.see(&l.faults, s.UID, s.spec.get("uid"), "spec.uid", "is the uid of two sites")
 		for i, m := range s.Machines {
 			n, at := item(s.machines, "members", i)
+			if first := members[string(m.ID)]; first != nil && first.src == s.machines.src {
+				continue // twice in one site is said already
+			}
 			members.see(&l.faults, string(m.ID), n.get("id"), at+".id", "is a member of two sites")
 		}
 	}
