@@ -170,7 +170,7 @@ func (c *Change) diffApps(old, new *Rendering) {
 		if o != nil && n != nil && o.Digest == n.Digest {
 			continue
 		}
-		c.Apps = append(c.Apps, diffApp(name, o, n))
+		c.Apps = append(c.Apps, diffApp(name, o, n, new.Delete))
 	}
 }
 
@@ -192,14 +192,18 @@ func findApp(apps []App, name string) *App {
 	return nil
 }
 
-func diffApp(name string, old, new *App) AppChange {
+// diffApp compares an app. gone are the objects that apps which are no longer
+// there ask to remove.
+func diffApp(name string, old, new *App, gone []fleet.ObjectRef) AppChange {
 	c := AppChange{Name: name, Action: Changed, Class: Apply}
 	switch {
 	case old == nil:
 		c.Action, old = Added, &App{}
 	case new == nil:
 		c.Action, new = Removed, &App{}
-		if hasClaims(old) {
+		kept := slices.Clone(old.Objects)
+		kept = slices.DeleteFunc(kept, func(o Object) bool { return matchesAny(gone, o, old.Namespace) })
+		if hasClaims(kept) {
 			c.Action = Orphaned
 		}
 	}
@@ -208,6 +212,9 @@ func diffApp(name string, old, new *App) AppChange {
 		c.Fields = fields(appHead(old), appHead(new), false)
 	}
 	c.diffObjects(old, new)
+	if c.Action == Removed || c.Action == Orphaned {
+		c.markDeleted(old, gone)
+	}
 	return c
 }
 
@@ -242,7 +249,7 @@ func (c *AppChange) diffObjects(old, new *App) {
 		}
 	}
 	for _, o := range old.Objects {
-		if _, stays := after[o.identity()]; stays || slices.ContainsFunc(new.Delete, func(r fleet.ObjectRef) bool { return matches(r, o, new.Namespace) }) {
+		if _, stays := after[o.identity()]; stays || matchesAny(new.Delete, o, new.Namespace) {
 			continue
 		}
 		action := Removed
@@ -250,6 +257,21 @@ func (c *AppChange) diffObjects(old, new *App) {
 			action = Orphaned
 		}
 		c.Objects = append(c.Objects, ObjectChange{Object: Ref(o.Ref()), Action: action})
+	}
+}
+
+// markDeleted turns what happens to the objects of an app that is gone into a
+// deletion where one was asked for.
+func (c *AppChange) markDeleted(old *App, gone []fleet.ObjectRef) {
+	for i, o := range c.Objects {
+		ref := fleet.ObjectRef(o.Object)
+		if !matchesAny(gone, Object{APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}, old.Namespace) {
+			continue
+		}
+		c.Objects[i].Action = Deleted
+		if holdsData(ref.Kind) {
+			c.Class = Destroys
+		}
 	}
 }
 
@@ -267,9 +289,10 @@ func holdsData(kind string) bool {
 	return slices.Contains([]string{"PersistentVolumeClaim", "PersistentVolume", "Namespace", "CustomResourceDefinition"}, kind)
 }
 
-// hasClaims says whether an app keeps data; then it is orphaned as a whole.
-func hasClaims(a *App) bool {
-	return slices.ContainsFunc(a.Objects, func(o Object) bool {
+// hasClaims says whether an app with these objects keeps data; then it is
+// orphaned as a whole.
+func hasClaims(objects []Object) bool {
+	return slices.ContainsFunc(objects, func(o Object) bool {
 		if o.Kind != "StatefulSet" {
 			return o.Kind == "PersistentVolumeClaim"
 		}

@@ -10,11 +10,14 @@
 //
 // The way of an app:
 //
-//	files of the version  -> marks for ${vars.x}      substitute.go
+//	files of the version  -> marks for ${vars.x}      files.go, substitute.go
 //	                      -> objects                  manifests.go, kustomize.go
 //	                      -> namespace, label, images finish.go, images.go
 //	                      -> patches, deletions       patch.go
 //	                      -> order, digest            kinds.go, effect.go
+//
+// A patch is laid over its target by the rule of layers: maps merge, scalars
+// and lists replace, lists of named things merge by name, null removes.
 //
 // Diff compares two renderings of a site and says how much it would be
 // disturbed.

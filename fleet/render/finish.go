@@ -194,7 +194,7 @@ func (rr *Renderer) finish(r *fleet.Resolved, app *fleet.App, b *base, shared []
 	data := siteData(r)
 	out.Objects = make([]Object, 0, len(objects)+len(shared))
 	for _, o := range objects {
-		if gone(app, o.Object) {
+		if matchesAny(app.Delete, o.Object, app.Namespace) { // a `delete:` entry takes it out
 			continue
 		}
 		if len(o.keys) > 0 {
@@ -203,7 +203,7 @@ func (rr *Renderer) finish(r *fleet.Resolved, app *fleet.App, b *base, shared []
 		out.Objects = append(out.Objects, o.Object)
 	}
 	for _, o := range shared {
-		if !gone(app, o) {
+		if !matchesAny(app.Delete, o, app.Namespace) {
 			out.Objects = append(out.Objects, o)
 		}
 	}
@@ -275,11 +275,6 @@ func sortedRefs(refs []fleet.ObjectRef) []fleet.ObjectRef {
 
 func refKey(r fleet.ObjectRef) string {
 	return strings.Join([]string{r.Kind, r.Namespace, r.Name, r.APIVersion}, "\x00")
-}
-
-// gone says whether a `delete:` entry takes an object out of the rendering.
-func gone(app *fleet.App, o Object) bool {
-	return slices.ContainsFunc(app.Delete, func(ref fleet.ObjectRef) bool { return matches(ref, o, app.Namespace) })
 }
 
 // reservedVars refuses variables that would hide what SiteConfig says anyway.

@@ -3,6 +3,7 @@ package render
 import (
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-edge/holdfast/fleet"
@@ -140,6 +141,10 @@ func matches(ref fleet.ObjectRef, o Object, namespace string) bool {
 		return o.Namespace == "" || o.Namespace == namespace
 	}
 	return ref.Namespace == o.Namespace
+}
+
+func matchesAny(refs []fleet.ObjectRef, o Object, namespace string) bool {
+	return slices.ContainsFunc(refs, func(ref fleet.ObjectRef) bool { return matches(ref, o, namespace) })
 }
 
 func refString(r fleet.ObjectRef) string {

@@ -193,6 +193,7 @@ type version struct {
 	files    []file // with marks; the lock apart
 	refs     []reference
 	listed   map[string]bool // files with marks
+	exists   map[string]bool // files and folders
 	inputs   map[string]bool // files that a kustomization's generators read
 	kustomed bool
 	found    []manifest // of plain manifests, with marks
@@ -268,19 +269,19 @@ func listed(patterns []string, name string) bool {
 // read parses what can be parsed before values are known, and finds out which
 // variables matter.
 func (v *version) read() error {
-	exists := map[string]bool{".": true}
+	v.exists = map[string]bool{".": true}
 	for _, f := range v.files {
 		for p := f.name; p != "."; p = path.Dir(p) {
-			exists[p] = true
+			v.exists[p] = true
 		}
 	}
-	if exists["Chart.yaml"] {
+	if v.exists["Chart.yaml"] {
 		return fault(path.Join(v.dir, "Chart.yaml"), 0, 0, "", "Helm charts cannot be rendered yet", "commit the output of `helm template`, or write manifests")
 	}
 	var errs []error
 	found := kustomizations(v.files)
 	for _, f := range found {
-		inputs, err := inspect(f, exists)
+		inputs, err := inspect(f, v.exists)
 		errs = append(errs, err)
 		for _, name := range inputs {
 			v.inputs[name] = true
@@ -388,6 +389,11 @@ func (v *version) kustomize(values map[string]any) ([]manifest, error) {
 			data = append(append(data, mustCanonical(insert(value, v.refs, values))...), '\n')
 		}
 		files[i].data = data
+	}
+	for _, f := range kustomizations(files) {
+		if _, err := inspect(f, v.exists); v.listed[f.name] && err != nil { // values may say more than marks did
+			return nil, err
+		}
 	}
 	return kustomize(v.dir, files)
 }
