@@ -36,6 +36,7 @@ func applyBootstrap(h genericapiserver.PostStartHookContext, file string) error 
 	for len(objects) > 0 {
 		objects, err = applyAll(h.Context, client, objects)
 		if err == nil {
+			said("bootstrap objects in place")
 			return nil
 		}
 		if last == nil || last.Error() != err.Error() {

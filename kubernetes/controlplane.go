@@ -34,6 +34,7 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 	}
 	defer member.Close()
 	useMember(member)
+	said("etcd serves")
 
 	api := start("API server", func(ctx context.Context) error {
 		return runAPIServer(ctx, c.APIServer, c.Bootstrap)
@@ -42,6 +43,7 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 	if err := wait(ctx, api, member, func(ctx context.Context) error { return waitReady(ctx, c.Probe) }); err != nil {
 		return ended(ctx, err)
 	}
+	said("API ready")
 	if err := ready.set(); err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 		defer stopAll(s)
 		stages = append(stages, s...)
 	}
-	settleMemory(ctx, c.Memory)
+	settle(ctx, c.Memory)
 	err = first(ctx, member, stages)
 	ready.clear()
 	return ended(ctx, err)
@@ -77,7 +79,7 @@ func runControllers(ctx context.Context, file string, ready *readiness) error {
 	if err := ready.set(); err != nil {
 		return err
 	}
-	settleMemory(ctx, c.Memory)
+	settle(ctx, c.Memory)
 	return ended(ctx, first(ctx, nil, s))
 }
 

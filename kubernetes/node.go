@@ -32,10 +32,11 @@ func runNode(ctx context.Context, file string, ready *readiness) error {
 		if waitOK(ctx, client, c.Healthz) != nil {
 			return
 		}
+		said("kubelet healthy")
 		if err := ready.set(); err != nil {
 			fmt.Fprintln(os.Stderr, "kube node:", err)
 		}
-		settleMemory(ctx, c.Memory)
+		settle(ctx, c.Memory)
 	}()
 	<-k.done
 	ready.clear()

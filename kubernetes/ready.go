@@ -102,26 +102,29 @@ func ok(ctx context.Context, c *http.Client, url string) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-// startMemory and settleMemory are the two settings of config.Memory: generous
-// while the caller waits, frugal for the years after.
-func startMemory(m config.Memory) {
-	if m.GCPercent > 0 && os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(2 * m.GCPercent)
-	}
-}
+// startMemory and settle carry out config.Memory.
+func startMemory(m config.Memory) { setGC(m.StartGCPercent) }
 
-func settleMemory(ctx context.Context, m config.Memory) {
-	if m.GCPercent > 0 && os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(m.GCPercent)
-	}
-	if m.FreeAfterSeconds <= 0 {
-		return
-	}
+func settle(ctx context.Context, m config.Memory) {
 	go func() {
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(m.FreeAfterSeconds) * time.Second):
+		case <-time.After(time.Duration(m.SettleSeconds) * time.Second):
+			setGC(m.GCPercent)
 			debug.FreeOSMemory()
 		}
 	}()
 }
+
+func setGC(percent int) {
+	if percent > 0 && os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
+}
+
+// said prints how far a start has come, for whoever wonders where the time went.
+func said(what string) {
+	fmt.Fprintf(os.Stderr, "kube: %s after %.2f s\n", what, time.Since(began).Seconds())
+}
+
+var began = time.Now()

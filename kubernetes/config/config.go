@@ -67,15 +67,17 @@ type Probe struct {
 	CA         string `json:"ca"`
 }
 
-// Memory trades processor time for memory.
+// Memory trades processor time for memory. A start makes much garbage and is
+// waited for; the years after are not. GOGC in the environment overrules both
+// percentages, which are as GOGC; 0 leaves Go's default.
 type Memory struct {
-	// GCPercent is the collector's target once the part is ready, as GOGC; 0
-	// leaves Go's default. Until then twice as much is allowed, since a start
-	// makes much garbage and is waited for. GOGC in the environment wins.
+	// StartGCPercent holds from the start until the part settles.
+	StartGCPercent int `json:"startGCPercent,omitempty"`
+	// GCPercent holds from then on.
 	GCPercent int `json:"gcPercent,omitempty"`
-	// FreeAfterSeconds is when, counted from ready, what the start used is given
-	// back to the kernel, once. 0 means never.
-	FreeAfterSeconds int `json:"freeAfterSeconds,omitempty"`
+	// SettleSeconds, counted from ready, is when that happens. What the start used
+	// is then given back to the kernel, once.
+	SettleSeconds int `json:"settleSeconds,omitempty"`
 }
 
 // Etcd configures the embedded member.
