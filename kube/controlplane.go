@@ -31,8 +31,9 @@ type (
 		CA         string `json:"ca"`
 	}
 	memoryFile struct {
-		GCPercent        int `json:"gcPercent,omitempty"`
-		FreeAfterSeconds int `json:"freeAfterSeconds,omitempty"`
+		StartGCPercent int `json:"startGCPercent,omitempty"`
+		GCPercent      int `json:"gcPercent,omitempty"`
+		SettleSeconds  int `json:"settleSeconds,omitempty"`
 	}
 	controlPlaneFile struct {
 		Etcd              etcdFile   `json:"etcd"`
@@ -57,7 +58,7 @@ const (
 	// Measured: 15 to 30 cost about a tenth of a per cent of a core at rest and
 	// save some 40 MiB.
 	defaultGCPercent = 20
-	freeAfterSeconds = 60
+	settleSeconds    = 60
 
 	// smallMemory is where a burst of requests must queue rather than fit.
 	smallMemory = 1 << 30
@@ -92,8 +93,13 @@ func (s *site) controlPlaneFiles(bootstrap []Object) error {
 	return nil
 }
 
+func (s *site) small() bool { return s.opts.Memory > 0 && s.opts.Memory < smallMemory }
+
 func (s *site) memory() memoryFile {
-	m := memoryFile{GCPercent: defaultGCPercent, FreeAfterSeconds: freeAfterSeconds}
+	m := memoryFile{StartGCPercent: 200, GCPercent: defaultGCPercent, SettleSeconds: settleSeconds}
+	if s.small() {
+		m.StartGCPercent, m.SettleSeconds = 50, 10
+	}
 	if s.opts.GCPercent != 0 {
 		m.GCPercent = s.opts.GCPercent
 	}
@@ -133,7 +139,7 @@ func (s *site) etcd() etcdFile {
 
 func (s *site) apiServer() []string {
 	inflight, mutating := 400, 200
-	if s.opts.Memory > 0 && s.opts.Memory < smallMemory {
+	if s.small() {
 		inflight, mutating = 100, 50
 	}
 	issuer := "https://kubernetes.default.svc." + s.Network.Domain

@@ -32,7 +32,7 @@ func (s *site) node() {
 			"--hostname-override=" + s.self.Name,
 		},
 		Healthz: "http://" + loopback(kubeletHealthPort) + "/healthz",
-		Memory:  memoryFile{GCPercent: 50, FreeAfterSeconds: freeAfterSeconds},
+		Memory:  memoryFile{GCPercent: 50, SettleSeconds: settleSeconds},
 	}))
 }
 
@@ -57,7 +57,7 @@ func (s *site) kubelet() []byte {
 		}
 	}
 	evict := "100Mi"
-	if s.opts.Memory > 0 && s.opts.Memory < smallMemory {
+	if s.small() {
 		evict = "32Mi"
 		if s.opts.Reserved == 0 {
 			reserved = s.opts.Memory / 2
