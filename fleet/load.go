@@ -95,12 +95,23 @@ type within struct {
 }
 
 func (w within) Open(name string) (fs.File, error) {
-	for _, c := range w.closure {
-		if name == "." || name == c || strings.HasPrefix(name, c+"/") || strings.HasPrefix(c, name+"/") {
-			return w.FS.Open(name)
-		}
+	if !w.has(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	return w.FS.Open(name)
+}
+
+func (w within) ReadDir(name string) ([]fs.DirEntry, error) {
+	if !w.has(name) {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: fs.ErrNotExist}
+	}
+	return fs.ReadDir(w.FS, name)
+}
+
+func (w within) has(name string) bool {
+	return name == "." || slices.ContainsFunc(w.closure, func(c string) bool {
+		return name == c || strings.HasPrefix(name, c+"/") || strings.HasPrefix(c, name+"/")
+	})
 }
 
 // siteLayer is the layer of every site.yaml: that of the site itself.

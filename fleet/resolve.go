@@ -71,7 +71,7 @@ func (r *Resolved) ClassOf(machine string) MachineClass {
 // defaults, the site's layers in order, ring, site. The error is Faults.
 func (f *Fleet) Resolve(s *Site) (*Resolved, error) {
 	var faults Faults
-	r, missing := f.resolve(s, &faults)
+	r, missing := f.resolve(s, f.merged(s), &faults)
 	faults = append(faults, missing...)
 	if faults, _ = faults.split(); len(faults) > 0 {
 		return nil, faults
@@ -81,8 +81,7 @@ func (f *Fleet) Resolve(s *Site) (*Resolved, error) {
 
 // resolve gives the faults that only all layers together show apart from those
 // that reading the documents has shown already.
-func (f *Fleet) resolve(s *Site, faults *Faults) (r *Resolved, missing Faults) {
-	merged := f.merged(s)
+func (f *Fleet) resolve(s *Site, merged *node, faults *Faults) (r *Resolved, missing Faults) {
 	var layer Layer
 	d := decoder{merged: true}
 	d.decode(&layer, merged, "spec")
@@ -230,7 +229,7 @@ type Provenance struct {
 	Field        string // dotted path; elements of named lists go by their name
 	Value        any
 	File         string // "(built in)" for what no file says
-	Line, Column int
+	Line, Column int    // 0 for what is built in
 	Layer        string // built in, fleet, class NAME, ring NAME, site, machine NAME
 	Overrides    []Provenance
 }
@@ -314,7 +313,11 @@ func explain(n *node, p *plan, f *field, at string, out *[]Provenance) {
 	case n.kind == list && listKey(n, n, p, f) != "" && listKey(n, n, p, f) != "*":
 		key := listKey(n, n, p, f)
 		for _, x := range n.items {
-			explain(x.without(key), elemOf(p), nil, join(at, unquoted(named(key, x))), out)
+			below := x.without(key)
+			if p != nil && p.form == listForm && key == "name" {
+				below = x // which layer selected an app is worth a line
+			}
+			explain(below, elemOf(p), nil, join(at, unquoted(named(key, x))), out)
 		}
 	default:
 		*out = append(*out, provenance(n, at))
@@ -325,6 +328,9 @@ func unquoted(s string) string { return strings.Trim(s, `"`) }
 
 func provenance(n *node, at string) Provenance {
 	p := Provenance{Field: at, Value: n.plain(), File: n.src.file, Line: int(n.line), Column: int(n.col), Layer: n.src.layer}
+	if n.src == builtInLayer().src {
+		p.Line, p.Column = 0, 0
+	}
 	for o := n.prev; o != nil; o = o.prev {
 		q := provenance(&node{src: o.src, line: o.line, col: o.col, kind: o.kind, text: o.text, keys: o.keys, items: o.items}, at)
 		p.Overrides = append(p.Overrides, q)

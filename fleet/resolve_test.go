@@ -71,7 +71,7 @@ func TestExplainByField(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ := f.Site("0417-berlin")
-	for field, want := range map[string]int{"vars": 4, "vars.shop": 1, "apps.base": 8, "ring": 1, "network.apiAddress": 1, "kubernetes.version": 1} {
+	for field, want := range map[string]int{"vars": 4, "vars.shop": 1, "apps.base": 9, "ring": 1, "network.apiAddress": 1, "kubernetes.version": 1} {
 		got, err := f.Explain(s, field)
 		if err != nil || len(got) != want {
 			t.Errorf("%s: %d values, %v, want %d: %v", field, len(got), err, want, got)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/holdfast-edge/holdfast/fleet"
+	"github.com/holdfast-edge/holdfast/fleet/example"
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 )
 
@@ -79,9 +79,11 @@ func TestSchemasTakeGoodDocuments(t *testing.T) {
 	for _, c := range append(cases, "testdata/faults/none.txtar") {
 		_, trees[c] = readCase(t, c)
 	}
-	if _, err := os.Stat("example/fleet.yaml"); err == nil {
-		trees["example"] = os.DirFS("example")
+	files, err := example.Files(example.Params{FleetName: "coffee", FleetID: "00112233445566778899aabbccddeeff", SignerKey: anna})
+	if err != nil {
+		t.Fatal(err)
 	}
+	trees["example"] = fleetgen.FS(files)
 	seen := map[string]bool{}
 	for where, tree := range trees {
 		err := fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {

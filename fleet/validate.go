@@ -202,7 +202,7 @@ func (l *loader) validateSite(s *Site, faults *Faults) {
 	chosen := choices(merged)
 	f.checkApps(s, chosen, l.whole, faults)
 	var found Faults // those that decoding the documents has shown
-	r, missing := f.resolve(s, &found)
+	r, missing := f.resolve(s, merged, &found)
 	*faults = append(*faults, missing...)
 	checkNetwork(s, merged, r, faults)
 	f.checkBoxes(s, r, faults)
