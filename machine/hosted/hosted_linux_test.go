@@ -31,6 +31,7 @@ import (
 	"github.com/holdfast-edge/holdfast/internal/flock"
 	"github.com/holdfast-edge/holdfast/internal/netns"
 	"github.com/holdfast-edge/holdfast/internal/spawn"
+	"github.com/holdfast-edge/holdfast/machine/supervise"
 )
 
 // The test binary is the machine's program (inner), and the outer process where that one is to be killed.
@@ -53,7 +54,7 @@ func agent() int {
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	go spawn.Reap(context.Background())
+	go supervise.New(supervise.Config{}).Run(context.Background())
 	f, err := os.OpenFile("/state/starts", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err == nil {
 		_, err = f.WriteString("x")
@@ -287,6 +288,11 @@ func TestMachineOfItsOwn(t *testing.T) {
 	}
 	spec := p.spec()
 	spec.Hostname, spec.Bin = "till-1", bin
+	folder := t.TempDir()
+	if err := os.WriteFile(folder+"/key", []byte("a key\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec.Binds = []Bind{{Host: folder, Inside: "/machine", Writable: true}, {Host: folder + "/key", Inside: "/etc/one/file"}}
 	settings := hostSettings(t)
 	m := run(t, spec)
 	t.Logf("ready after %v with images to make", m.until(t, Ready).Took)
@@ -295,6 +301,8 @@ func TestMachineOfItsOwn(t *testing.T) {
 		{"host name", "hostname; cat /etc/hostname", "till-1\ntill-1"},
 		{"process 1", "cat /proc/1/comm | cut -c1-6; ls -d /proc/[0-9]* | wc -l | xargs test 8 -gt && echo few", "hosted\nfew"},
 		{"programs", "tool; touch /opt/holdfast/x 2>&1 | grep -o 'Read-only.*'", "a tool\nRead-only file system"},
+		{"writable bind", "cat /machine/key; echo seen > /machine/from-inside && echo written", "a key\nwritten"},
+		{"file bind", "cat /etc/one/file; echo x > /etc/one/file || true", "a key"},
 		{"host read-only", "touch /usr/x 2>&1 | grep -o 'Read-only.*'", "Read-only file system"},
 		{"no host files", "ls /home /work /host 2>&1 | grep -c 'No such'", "3"},
 		{"network", "ip -4 -o addr show | awk '{print $2, $4}'; ip route | head -1 | xargs; cat /etc/resolv.conf", "lo 127.0.0.1/8\neth0 " + machineAddr + "/24\ndefault via 10.77.0.1 dev eth0\nnameserver 10.77.0.1"},
@@ -490,7 +498,7 @@ func TestRefusals(t *testing.T) {
 		{"relative folder", func(s *Spec) { s.Root = "here" }, "not an absolute path"},
 		{"tiny images", func(s *Spec) { s.StateSize = 1 << 20 }, "need at least"},
 		{"no address", func(s *Spec) { s.Network.Address = netip.Prefix{} }, "an address is needed"},
-		{"relative bind", func(s *Spec) { s.Binds = []Bind{{"/usr", "usr"}} }, "absolute paths are needed"},
+		{"relative bind", func(s *Spec) { s.Binds = []Bind{{Host: "/usr", Inside: "usr"}} }, "absolute paths are needed"},
 		{"negative memory", func(s *Spec) { s.Memory = -1 }, "must not be negative"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -66,10 +66,14 @@ func openImage(ctx context.Context, path, label string, size int64) (*os.File, e
 	return f, nil
 }
 
-// makeImage makes a sparse image under another name and renames it: an image that exists is whole. What a killed try left is overwritten.
+// makeImage makes a sparse image under another name and renames it: an image that exists is whole. What a killed try left is
+// unlinked and not written over: its mkfs may be dying still, with a write under way.
 func makeImage(ctx context.Context, path, label string, size int64) error {
 	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

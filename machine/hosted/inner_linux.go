@@ -148,40 +148,45 @@ func bindHost(o *orders, root string) error {
 			}
 			continue
 		}
-		if err := bindReadOnly(path, root+path); err != nil {
+		if err := bind(root, Bind{Host: path, Inside: path}); err != nil {
 			return err
 		}
 	}
 	binds := o.Binds
 	if o.Bin != "" {
-		binds = append([]Bind{{o.Bin, "/opt/holdfast"}}, binds...)
+		binds = append([]Bind{{Host: o.Bin, Inside: "/opt/holdfast"}}, binds...)
 	}
 	for _, b := range binds {
-		if err := bindReadOnly(b.Host, root+b.Inside); err != nil {
+		if err := bind(root, b); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// bindReadOnly shows a file or folder at another place, which it makes.
-func bindReadOnly(from, to string) error {
-	info, err := os.Stat(from)
+// bind shows a file or folder at another place, which it makes.
+func bind(root string, b Bind) error {
+	to := root + b.Inside
+	info, err := os.Stat(b.Host)
 	if err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
 	if info.IsDir() {
 		err = os.MkdirAll(to, 0o755)
-	} else {
+	} else if _, missing := os.Stat(to); missing != nil {
 		err = touch(to, "")
 	}
 	if err != nil {
 		return err
 	}
-	if err := mount(from, to, "", unix.MS_BIND, ""); err != nil {
+	if err := mount(b.Host, to, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
-	return mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NODEV, "")
+	flags := uintptr(unix.MS_BIND | unix.MS_REMOUNT | unix.MS_NODEV)
+	if !b.Writable {
+		flags |= unix.MS_RDONLY
+	}
+	return mount("", to, "", flags, "")
 }
 
 // mountDisks mounts STATE and DATA and puts what must last at its usual place.
@@ -237,7 +242,7 @@ func attachLoop(fd int) (*os.File, error) {
 			return nil, fmt.Errorf("open loop device: %w", err)
 		}
 		config := unix.LoopConfig{Fd: uint32(fd)}
-		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO // one page cache, not two; the kernel does without where it must
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
 		if err == nil {
 			return loop, nil
@@ -289,7 +294,7 @@ func mountKernel(o *orders, root string) error {
 	if err := mount("", settings, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|flags, ""); err != nil {
 		return err
 	}
-	if err := bindReadOnly(root+"/proc/sysrq-trigger", root+"/proc/sysrq-trigger"); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := bind(root, Bind{Host: root + "/proc/sysrq-trigger", Inside: "/proc/sysrq-trigger"}); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for name, value := range settingFiles {

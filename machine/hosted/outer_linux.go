@@ -56,6 +56,7 @@ const (
 	longestPause = 15 * time.Second
 	calm         = time.Minute      // a run this long makes the next pause short again
 	tidyTime     = 30 * time.Second // for the kernel to take everything down
+	setUpTime    = time.Minute      // an inner that has not answered by then hangs and is killed; replaying a journal is the slowest part
 )
 
 // outer is one Run.
@@ -172,6 +173,7 @@ func (o *outer) life(ctx context.Context) error {
 	}
 	answer := make(chan error, 1)
 	go func() { answer <- o.listen(in, began) }()
+	in.answers.SetReadDeadline(began.Add(setUpTime))
 	err = o.watch(ctx, in, ended)
 	said := <-answer
 	err = cmp.Or(unfit, said, err)
@@ -248,6 +250,10 @@ func (o *outer) introduce(in *inner) error {
 func (o *outer) listen(in *inner, began time.Time) error {
 	defer in.answers.Close()
 	line, err := bufio.NewReader(io.LimitReader(in.answers, 64<<10)).ReadString('\n')
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		in.cmd.Process.Kill()
+		return fmt.Errorf("not set up within %v", setUpTime)
+	}
 	if err != nil {
 		return nil
 	}

@@ -18,7 +18,7 @@ type Spec struct {
 	Hostname string // default Name
 	Root     string // the machine's folder on the host, absolute; made if need be
 	Bin      string // host folder bound to /opt/holdfast; empty: none
-	Binds    []Bind // more of the host's folders and files, read-only
+	Binds    []Bind // more of the host's folders and files
 
 	Network Network
 
@@ -38,8 +38,11 @@ type Spec struct {
 	unified bool // for tests: as if the host had cgroups of version 2 alone
 }
 
-// Bind shows a file or folder of the host inside the machine, read-only.
-type Bind struct{ Host, Inside string }
+// Bind shows a file or folder of the host inside the machine, read-only unless Writable.
+type Bind struct {
+	Host, Inside string
+	Writable     bool
+}
 
 // Network attaches eth0 to a bridge.
 type Network struct {

@@ -10,6 +10,7 @@
 //   - Each end of a process is seen once, with what it last wrote.
 //   - A child that crashes again and again is marked (Status.CrashLoop) and never given up: what to do about it is the caller's decision.
 //   - A child dies with this process. Its own children do not when it alone dies: container shims live on through a restart of containerd.
+//   - As process 1 it buries orphans, and takes no exit code that anybody else in the program waits for (see package spawn).
 //   - A log file is bounded; a full disk costs log lines, never a child.
 //
 // The deciding half (core.go) reads no clock and starts nothing: events in, effects out. It leaves out health after the first readiness, resource limits, and

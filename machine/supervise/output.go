@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -102,6 +103,7 @@ func (l *logFile) write(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.file == nil {
+		os.MkdirAll(filepath.Dir(l.path), 0o755) // a failure shows at once
 		f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return // tried again at the next write

@@ -121,6 +121,7 @@ func TestHeirsLiveOn(t *testing.T) {
 
 func TestLogsAreBounded(t *testing.T) {
 	dir := t.TempDir()
+	dir += "/made/on/demand"
 	c := Config{LogDir: dir, LogSize: 10_000, LogFiles: 2, Backoff: Backoff{Min: time.Hour, Max: time.Hour}}
 	s := really(t, c, shell("chatty", "seq 1 20000"))
 	waitFor(t, s, "pausing", func(st []Status) bool { return len(st) == 1 && st[0].State == Pausing })
@@ -140,7 +141,7 @@ func TestLogsAreBounded(t *testing.T) {
 }
 
 func TestFullDiskCostsNoChild(t *testing.T) {
-	s := really(t, Config{LogDir: "/no/such/folder", Backoff: Backoff{Min: time.Hour, Max: time.Hour}}, shell("a", "seq 1 50000; exit 4"))
+	s := really(t, Config{LogDir: "/dev/null/no-folder", Backoff: Backoff{Min: time.Hour, Max: time.Hour}}, shell("a", "seq 1 50000; exit 4"))
 	st := waitFor(t, s, "ended", func(st []Status) bool { return len(st) == 1 && st[0].State == Pausing })
 	if st[0].LastExit.Code != 4 {
 		t.Errorf("got %+v", st[0].LastExit)

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/holdfast-edge/holdfast/internal/spawn"
 )
 
 // Config of a Supervisor.
@@ -97,6 +100,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	defer close(s.ended)
 	var helpers sync.WaitGroup // probes and waiters
 	defer helpers.Wait()
+	if os.Getpid() == 1 { // the machine's orphans are ours to bury; children that somebody waits for are not touched
+		reaping, stop := context.WithCancel(context.Background())
+		defer stop()
+		helpers.Go(func() { spawn.Reap(reaping) })
+	}
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
 	end := ctx.Done()
