@@ -32,7 +32,7 @@ type Accepted struct {
 	SiteDir    string
 	Tree       fs.FS        // the slice, verified
 	Fleet      *fleet.Fleet // as LoadSite read it; with ContentErr, as far as it could
-	ContentErr error        // fleet.Faults
+	ContentErr error        // fleet.Faults, or ErrContent where fleet.yaml is of another fleet
 }
 
 // Accept is the judgement of a machine. trust is what the anchor names (Anchor.Trust), or older, as a seed's on a blank disk, or nil: then
@@ -223,5 +223,8 @@ func (out *Accepted) findSelf(self fleet.MachineID) error {
 		return fmt.Errorf("%w: %s does not name %s", ErrNotMine, name, self)
 	}
 	out.Fleet, out.ContentErr = fleet.LoadSite(out.Tree, out.SiteDir)
+	if id := out.Tag.Payload.FleetID; out.ContentErr == nil && out.Fleet.ID != id {
+		out.ContentErr = fmt.Errorf("%w: fleet.yaml is of the fleet %s, the tag of %s", ErrContent, out.Fleet.ID, id)
+	}
 	return nil
 }

@@ -543,6 +543,15 @@ func TestContentFailsTrustStands(t *testing.T) {
 	}
 }
 
+func TestContentOfAnotherFleet(t *testing.T) {
+	w, m := begun(t)
+	w.set("fleet.yaml", fleetID, strings.Repeat("ab", 16))
+	w.release("ci")
+	if got := m.mustTake(t, w.slice(1)); !errors.Is(got.ContentErr, ErrContent) {
+		t.Errorf("got %v, want ErrContent", got.ContentErr)
+	}
+}
+
 func TestSeed(t *testing.T) {
 	w := newWorld(t)
 	m := w.machine(1)

@@ -34,7 +34,7 @@ func Cut(src Source, tag []byte, siteDir string, steps ...TrustStep) (*Slice, er
 		return nil, err
 	}
 	what := fmt.Sprintf("cut %s for %s", TagName(t.Payload.N), siteDir)
-	objects, err := closure(src, t.Payload.TreeSHA256, siteDir)
+	objects, err := Closure(src, t.Payload.TreeSHA256, siteDir)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
@@ -50,8 +50,9 @@ func Cut(src Source, tag []byte, siteDir string, steps ...TrustStep) (*Slice, er
 	return s, nil
 }
 
-// closure collects the objects that a site needs, each verified. It is the one computation that makes a slice and judges it.
-func closure(src Source, root ObjectID, siteDir string) (Objects, error) {
+// Closure collects from src the objects that the site in siteDir needs of the tree root, each verified. It is the one computation that makes a
+// slice and judges it; by itself it serves whoever wants to know before there is a tag.
+func Closure(src Source, root ObjectID, siteDir string) (Objects, error) {
 	tree := newTreeFS(src, root)
 	if !fs.ValidPath(siteDir) || siteDir == "." {
 		return nil, fmt.Errorf("%w: %q is no folder of a site", ErrGrammar, siteDir)
@@ -144,7 +145,7 @@ func (c *collector) take(id ObjectID, kind string) error {
 
 // judgeObjects is the machine's look at a slice: the objects are exactly those that its own computation of the closure wants.
 func (s *Slice) judgeObjects(root ObjectID) error {
-	want, err := closure(s.Objects, root, s.SiteDir)
+	want, err := Closure(s.Objects, root, s.SiteDir)
 	if err != nil {
 		return err
 	}
