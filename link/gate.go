@@ -111,7 +111,9 @@ func (g *Gate) enter(conn net.Conn) *gateConn {
 		return nil
 	}
 	c := &gateConn{Conn: conn, gate: g, network: network, friend: friend, left: g.config.Bytes}
-	c.timer = time.AfterFunc(g.config.Time, func() { c.cut() })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.timer = time.AfterFunc(g.config.Time, c.cut)
 	return c
 }
 
@@ -181,12 +183,12 @@ type gateConn struct {
 	gate    *Gate
 	network netip.Prefix
 	friend  bool // draws on the known budget
-	timer   *time.Timer
 
-	mu       sync.Mutex
-	left     int64 // bytes; guarded by mu
-	admitted bool  // guarded by mu
-	gone     bool  // its place was given back; guarded by mu
+	mu       sync.Mutex  // taken after the gate's, if both are
+	timer    *time.Timer // guarded by mu
+	left     int64       // bytes; guarded by mu
+	admitted bool        // guarded by mu
+	gone     bool        // its place was given back; guarded by mu
 }
 
 func (c *gateConn) Read(b []byte) (int, error) {
@@ -237,9 +239,9 @@ func (c *gateConn) release() {
 	c.mu.Lock()
 	first := !c.gone
 	c.gone = true
+	c.timer.Stop()
 	c.mu.Unlock()
 	if first {
-		c.timer.Stop()
 		c.gate.leave(c)
 	}
 }

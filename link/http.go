@@ -44,9 +44,7 @@ func ServeHTTP(ctx context.Context, s Session, handler http.Handler) error {
 			}
 		},
 	}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	err := server.Serve(sessionListener{s})
+	err := server.Serve(sessionListener{ctx, s})
 	cancel()
 	server.Close()
 	streams.Wait()
@@ -64,12 +62,16 @@ const headerTimeout = 2 * time.Minute
 
 var quiet = log.New(io.Discard, "", 0)
 
-// sessionListener lets net/http accept streams. Closing it does not end the
-// session, which is its owner's.
-type sessionListener struct{ Session }
+// sessionListener lets net/http accept streams until ctx ends. Closing it does
+// not end the session, which is its owner's.
+type sessionListener struct {
+	ctx     context.Context
+	session Session
+}
 
-func (l sessionListener) Close() error   { return nil }
-func (l sessionListener) Addr() net.Addr { return l.RemoteAddr() }
+func (l sessionListener) Accept() (net.Conn, error) { return l.session.AcceptContext(l.ctx) }
+func (l sessionListener) Close() error              { return nil }
+func (l sessionListener) Addr() net.Addr            { return l.session.RemoteAddr() }
 
 // Client calls HTTP services over streams that open opens: Session.Open, or a
 // Keeper's OpenBulk. It keeps unused streams for the next call, for the time

@@ -2,9 +2,12 @@ package link
 
 import (
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/hex"
 	"fmt"
 	"strings"
+
+	"github.com/holdfast-edge/holdfast/fleet"
 )
 
 // Pin names a public key: SHA-256 of its SubjectPublicKeyInfo.
@@ -14,6 +17,19 @@ const pinPrefix = "sha256:"
 
 // PinOf returns the pin of a SubjectPublicKeyInfo.
 func PinOf(spki []byte) Pin { return sha256.Sum256(spki) }
+
+// MachinePin is the pin that a machine ID stands for: both are the same digest
+// of the identity key, spelled differently.
+func MachinePin(id fleet.MachineID) (Pin, error) {
+	if _, err := fleet.ParseMachineID(string(id)); err != nil {
+		return Pin{}, err
+	}
+	var p Pin
+	if _, err := base32.StdEncoding.WithPadding(base32.NoPadding).Decode(p[:], []byte(strings.ToUpper(string(id)))); err != nil {
+		return Pin{}, fmt.Errorf("read machine ID %.60q: %w", id, err)
+	}
+	return p, nil
+}
 
 // ParsePin reads the one spelling that String writes.
 func ParsePin(s string) (Pin, error) {

@@ -37,7 +37,7 @@ func dialProxy(ctx context.Context, dial func(context.Context, string, string) (
 	// and bytes, and every end of ctx reaches them.
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	rest, err := connect(conn, u.User, address)
-	if !stop() && err == nil {
+	if !stop() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {

@@ -23,8 +23,9 @@ type Session interface {
 	// streams are open as the class allows.
 	Open(ctx context.Context) (net.Conn, error)
 	// Accept waits for a stream that the peer opened; it returns an error once
-	// the session has ended.
+	// the session has ended. AcceptContext also ends with ctx.
 	Accept() (net.Conn, error)
+	AcceptContext(ctx context.Context) (net.Conn, error)
 	// Close ends the session and all its streams, and waits for its goroutines.
 	Close() error
 	// Done is closed when the session has ended; Err then says why.
@@ -241,13 +242,17 @@ func (s *session) Open(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-func (s *session) Accept() (net.Conn, error) {
+func (s *session) Accept() (net.Conn, error) { return s.AcceptContext(context.Background()) }
+
+func (s *session) AcceptContext(ctx context.Context) (net.Conn, error) {
 	select {
 	case s.incoming <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("accept stream: %w", context.Cause(ctx))
 	case <-s.Done():
 		return nil, fmt.Errorf("accept stream: %w", s.Err())
 	}
-	stream, err := s.mux.AcceptStream()
+	stream, err := s.mux.AcceptStreamWithContext(ctx)
 	if err != nil {
 		<-s.incoming
 		return nil, fmt.Errorf("accept stream: %w", s.ended(err))
