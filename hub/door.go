@@ -2,7 +2,6 @@ package hub
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -61,7 +60,8 @@ func (h *Hub) greet(ctx context.Context, conn net.Conn) {
 		h.relay(ctx, conn, name)
 		return
 	}
-	secure, err := link.Handshake(ctx, conn, h.tls)
+	visit := &visit{Conn: conn}
+	secure, err := link.Handshake(ctx, visit, h.tls)
 	if err != nil {
 		h.refuse("handshake", from, err)
 		return
@@ -76,8 +76,13 @@ func (h *Hub) greet(ctx context.Context, conn net.Conn) {
 			secure.Close()
 			return
 		}
+		visit.leave = leave
 		link.Admit(secure, false)
-		h.people.Give(&guest{Conn: secure, leave: leave})
+		if class == link.API {
+			h.people.Give(link.HTTPConn(secure))
+			return
+		}
+		h.people.Give(secure) // net/http knows these, and finds HTTP/2 by itself
 	}
 }
 
@@ -137,14 +142,18 @@ func (c *crowd) size() int {
 	return c.n
 }
 
-// guest is a connection of the HTTP service. That it is TLS is hidden from net/http,
-// which closes those whose ALPN it does not know; link.ConnState still finds out.
-type guest struct {
-	*tls.Conn
-	leave func()
+// visit is a connection that gives its place in a crowd back when it is closed.
+type visit struct {
+	net.Conn
+	leave func() // set before others see the connection; nil: it has no place
 }
 
-func (g *guest) Close() error {
-	g.leave()
-	return g.Conn.Close()
+func (v *visit) Close() error {
+	if v.leave != nil {
+		v.leave()
+	}
+	return v.Conn.Close()
 }
+
+// NetConn gives the connection beneath, for link.Admit.
+func (v *visit) NetConn() net.Conn { return v.Conn }

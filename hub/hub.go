@@ -269,7 +269,7 @@ func (h *Hub) Run(ctx context.Context) (err error) {
 	server := link.APIServer(h.api(), h.log)
 	server.Protocols = new(http.Protocols)
 	server.Protocols.SetHTTP1(true)
-	server.Protocols.SetUnencryptedHTTP2(true) // "un": the TLS is ours, see guest
+	server.Protocols.SetHTTP2(true)
 	server.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 32}
 	server.BaseContext = func(net.Listener) context.Context { return ctx }
 
