@@ -17,6 +17,13 @@ build: ## bin/holdfast and bin/machined (about 2 minutes cold, seconds warm)
 
 include build/system.mk
 
+images: bin/images/hello-1.0.0.tar bin/images/hello-1.1.0.tar ## bin/images: the app images of the example fleet
+
+bin/images/hello-%.tar: $(wildcard lab/hello/*.go runtime/pack/*.go internal/ociimage/*.go)
+	@mkdir -p $(@D) bin/hello
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -buildid= -X main.version=$*" -o bin/hello/$* ./lab/hello
+	@$(STEP) "pack $@" go run ./runtime/pack -ref holdfast.local/hello:$* -o $@ bin/hello/$*
+
 setup: ## install the Debian packages that building, testing and the lab need
 	@$(STEP) "set up this machine" build/setup
 

@@ -1,0 +1,398 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-edge/holdfast/fleet"
+	"github.com/holdfast-edge/holdfast/fleet/render"
+	"github.com/holdfast-edge/holdfast/kube"
+	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/apps"
+	"github.com/holdfast-edge/holdfast/machine/balance"
+	"github.com/holdfast-edge/holdfast/machine/images"
+)
+
+// content makes the content half of a release true, one at a time; a newer one
+// supersedes what is under way, at a step where that is safe.
+//
+//	accepted -> rendered -> same effect? remembered, nothing else happens
+//	                     -> staged whole -> plan true -> objects applied -> remembered -> well? last good
+//
+// At boot what was applied comes first, so that a site stands up from its own
+// disk; then what was accepted since, if anything.
+type content struct {
+	*Machine
+	woken chan struct{}
+
+	engine once[*apps.Engine]
+	replan atomic.Bool // the plan depends on something that changed
+
+	// Owned by run.
+	running   *rendered // what the cluster runs; nil before the first
+	previous  *rendered // what it ran before; its images are kept
+	balancing balancing
+}
+
+// rendered is a slice with what it renders here.
+type rendered struct {
+	*taken
+	resolved  *fleet.Resolved
+	rendering *render.Rendering
+	plan      *kube.Plan
+}
+
+func newContent(m *Machine) *content {
+	return &content{Machine: m, woken: make(chan struct{}, 1)}
+}
+
+// wake says that a slice was accepted.
+func (c *content) wake() {
+	select {
+	case c.woken <- struct{}{}:
+	default:
+	}
+}
+
+// again makes the running plan anew, since something that it depends on changed.
+func (c *content) again(context.Context) error {
+	c.replan.Store(true)
+	c.wake()
+	return nil
+}
+
+const (
+	retryLeast = time.Second
+	retryMost  = time.Minute
+)
+
+func (c *content) run(ctx context.Context) error {
+	retry := retryLeast
+	for ctx.Err() == nil {
+		target := c.target()
+		if target == nil {
+			c.wait(ctx, nil)
+			continue
+		}
+		err := c.make(ctx, target)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			retry = retryLeast
+			c.reporter.condition("content", nil)
+			c.settle(ctx)
+		case errors.Is(err, errSuperseded):
+			retry = retryLeast
+		default:
+			c.log.Error("make a release true", "n", target.Tag.Payload.N, "err", err)
+			c.reporter.update(func(r *wire.Report) { r.Phase, r.Detail = wire.Failed, err.Error() })
+			timer := time.After(retry)
+			retry = min(2*retry, retryMost)
+			c.wait(ctx, timer)
+		}
+	}
+	return nil
+}
+
+// target is what to make true next; nil when there is nothing yet.
+func (c *content) target() *taken {
+	accepted, applied := c.memory.now()
+	if c.running == nil && applied != nil && !applied.Evicted {
+		return applied // stand up first, from what is on disk
+	}
+	return accepted
+}
+
+// wait returns when woken, at the timer, or at the end.
+func (c *content) wait(ctx context.Context, timer <-chan time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-c.woken:
+	case <-timer:
+	}
+}
+
+var errSuperseded = errors.New("a newer release came")
+
+// superseded returns a context that ends when something newer than t is accepted.
+func (c *content) superseded(ctx context.Context, t *taken) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+			if accepted, _ := c.memory.now(); accepted != nil && accepted.Tag.Payload.N > t.Tag.Payload.N && c.running != nil {
+				cancel(errSuperseded)
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// make makes t true. It returns nil once t runs here and is remembered.
+func (c *content) make(ctx context.Context, t *taken) error {
+	if t.Evicted {
+		return c.leave(ctx, t)
+	}
+	began := time.Now()
+	next, err := c.render(t)
+	if err != nil {
+		return err
+	}
+	c.reporter.timed("render", began)
+	c.reporter.update(func(r *wire.Report) {
+		r.Site, r.N, r.Effect, r.Slice = t.site(), t.Tag.Payload.N, next.rendering.Effect.Digest, t.Digest.String()
+	})
+	if c.running != nil && !c.replan.Swap(false) && c.running.rendering.Effect.Digest == next.rendering.Effect.Digest && c.running.Member == t.Member {
+		return c.adoptNumber(ctx, next)
+	}
+	return c.change(ctx, next)
+}
+
+// adoptNumber takes a release that changes nothing here: no apply, no restart.
+// Rights of operators are the trust half and take effect by themselves.
+func (c *content) adoptNumber(ctx context.Context, next *rendered) error {
+	if err := c.cluster.ensure(ctx, next.plan); err != nil {
+		return err
+	}
+	if err := c.memory.setApplied(next.taken); err != nil {
+		return err
+	}
+	c.running = next
+	c.log.Info("same effect, nothing to do", "n", next.Tag.Payload.N)
+	return nil
+}
+
+// render turns a slice into what it means for this machine.
+func (c *content) render(t *taken) (*rendered, error) {
+	if t.ContentErr != nil {
+		return nil, fmt.Errorf("the release's content: %w", t.ContentErr)
+	}
+	site, ok := t.Fleet.Site(t.site())
+	if !ok {
+		return nil, fmt.Errorf("the release does not describe site %s", t.site())
+	}
+	resolved, err := t.Fleet.Resolve(site)
+	if err != nil {
+		return nil, fmt.Errorf("resolve the release: %w", err)
+	}
+	rendering, err := render.Site(t.Tree, resolved)
+	if err != nil {
+		return nil, fmt.Errorf("render the release: %w", err)
+	}
+	plan, err := kube.New(resolved, t.Member, c.cluster.paths, kube.Options{
+		Trust: c.memory.currentTrust(), Time: c.memory.floor(), Hosted: c.config.Hosted, Split: c.cluster.isSplit(),
+		Registry: c.registryAddress(), Memory: c.config.Memory,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &rendered{taken: t, resolved: resolved, rendering: rendering, plan: plan}, nil
+}
+
+// change stages next whole and then makes it true. On a machine that runs
+// nothing yet, Kubernetes starts while the images come.
+func (c *content) change(ctx context.Context, next *rendered) error {
+	ctx, cancel := c.superseded(ctx, next.taken)
+	defer cancel()
+	c.reporter.state(wire.Staging, "")
+	first := c.running == nil
+	wanted := c.imagesOf(next)
+	if err := c.registry.SetTable(wanted); err != nil {
+		return err
+	}
+	if first {
+		if err := c.start(ctx, next); err != nil {
+			return err
+		}
+	}
+	if err := c.stage(ctx, wanted); err != nil {
+		return cause(ctx, err)
+	}
+	if !first {
+		if err := c.start(ctx, next); err != nil {
+			return err
+		}
+	}
+	c.reporter.state(wire.Applying, "")
+	began := time.Now()
+	if err := c.cluster.waitFor(ctx, "control-plane"); err != nil {
+		return cause(ctx, err)
+	}
+	c.reporter.timed("api ready", began)
+	if err := c.apply(ctx, next); err != nil {
+		return cause(ctx, err)
+	}
+	if err := c.memory.setApplied(next.taken); err != nil {
+		return err
+	}
+	c.previous, c.running = c.running, next
+	return nil
+}
+
+// cause prefers the reason for which ctx ended.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(context.Cause(ctx), errSuperseded) {
+		return errSuperseded
+	}
+	return err
+}
+
+// start makes the plan true and serves the site's API address.
+func (c *content) start(ctx context.Context, next *rendered) error {
+	c.cluster.name = next.resolved.Fleet + "/" + next.resolved.Site
+	began := time.Now()
+	if err := c.cluster.ensure(ctx, next.plan); err != nil {
+		return err
+	}
+	c.reporter.timed("plan", began)
+	return c.serveAPIAddress(next)
+}
+
+// imagesOf lists the images of a release with the machine's own.
+func (c *content) imagesOf(r *rendered) []images.Image {
+	list := []images.Image{c.pause}
+	for _, i := range r.rendering.Images {
+		list = append(list, images.Image{Ref: i.Ref, Digest: images.Digest(i.Digest)})
+	}
+	return list
+}
+
+// stage brings every image of the effect onto the machine, startable with no network.
+func (c *content) stage(ctx context.Context, wanted []images.Image) error {
+	began := time.Now()
+	progress := func(done, total int64) {
+		if total > 0 {
+			c.reporter.state(wire.Staging, fmt.Sprintf("%d of %d MB", done>>20, total>>20))
+		}
+	}
+	if err := c.stager.Stage(ctx, wanted, progress); err != nil {
+		return fmt.Errorf("stage the release's images: %w", err)
+	}
+	c.reporter.timed("stage", began)
+	return nil
+}
+
+// settle says how the machine is, until something new is accepted.
+func (c *content) settle(ctx context.Context) {
+	accepted, _ := c.memory.now()
+	if accepted != nil && c.running != nil && accepted.Digest != c.running.Digest {
+		return // not there yet
+	}
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go c.judge(watch)
+	select {
+	case <-ctx.Done():
+	case <-c.woken:
+	}
+}
+
+// leave is what an evicted machine does: it stops, forgets the cluster, and
+// waits as a stranger.
+func (c *content) leave(ctx context.Context, t *taken) error {
+	c.reporter.update(func(r *wire.Report) {
+		r.Phase, r.Detail, r.Apps, r.N = wire.Evicted, "by release "+fmt.Sprint(t.Tag.Payload.N), nil, t.Tag.Payload.N
+	})
+	if err := c.cluster.forget(ctx); err != nil {
+		return err
+	}
+	c.running = nil
+	c.wait(ctx, nil)
+	return nil
+}
+
+// serveAPIAddress runs the balancer on the site's API address, once.
+func (c *content) serveAPIAddress(next *rendered) error {
+	address := net.JoinHostPort(next.resolved.Network.APIAddress.String(), fmt.Sprint(kube.APIPort))
+	var backends []string
+	for _, m := range next.resolved.Machines {
+		if m.Role == kube.RoleControlPlane {
+			backends = append(backends, net.JoinHostPort(m.SiteAddress.String(), fmt.Sprint(kube.APIPort)))
+		}
+	}
+	if c.balancing.same(address, backends) {
+		return nil
+	}
+	c.balancing.stop()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("serve the site's API address: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := balance.New(balance.Config{Listen: l, Backends: backends, Log: c.log}).Run(ctx); err != nil {
+			c.log.Error("the balancer ended", "err", err)
+		}
+	}()
+	c.balancing = balancing{address: address, backends: backends, stop_: func() { cancel(); <-done }}
+	return nil
+}
+
+// balancing is the balancer that runs.
+type balancing struct {
+	address  string
+	backends []string
+	stop_    func()
+}
+
+func (b *balancing) same(address string, backends []string) bool {
+	return b.stop_ != nil && b.address == address && slices.Equal(b.backends, backends)
+}
+
+func (b *balancing) stop() {
+	if b.stop_ != nil {
+		b.stop_()
+		b.stop_ = nil
+	}
+}
+
+func (m *Machine) registryAddress() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(m.config.RegistryPort))
+}
+
+// serveRegistry serves the registry on loopback, the only one that containerd asks.
+func (m *Machine) serveRegistry(ctx context.Context) error {
+	l, err := net.Listen("tcp", m.registryAddress().String())
+	if err != nil {
+		return fmt.Errorf("listen for the registry: %w", err)
+	}
+	server := &http.Server{Handler: m.registry, ReadHeaderTimeout: 10 * time.Second}
+	m.group.Go(func() error { return ended(ctx, server.Serve(l)) })
+	m.group.Go(func() error {
+		<-ctx.Done()
+		return server.Close()
+	})
+	return nil
+}
+
+// fetcher brings blobs from the hub, over the link's bulk session.
+func (m *Machine) fetcher() *images.Fetcher {
+	return &images.Fetcher{
+		Store: m.store, Client: link.Client(func(ctx context.Context) (net.Conn, error) { return m.keeper.OpenBulk(ctx) }, 10*time.Second), Base: "http://" + link.Host + "/v2",
+		Repository: func(i images.Image) string {
+			r, err := images.ParseReference(i.Ref)
+			if err != nil {
+				return "app"
+			}
+			return filepath.ToSlash(r.Repository)
+		},
+		Log: m.log,
+	}
+}

@@ -1,0 +1,388 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/holdfast-edge/holdfast/internal/version"
+	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/release"
+)
+
+// reportAfter is how long changes are gathered before they are sent.
+const reportAfter = 500 * time.Millisecond
+
+// sliceHeader names a slice that is to be fetched on bulk.
+const sliceHeader = "Holdfast-Slice"
+
+// callTimeout bounds one call on the control session.
+const callTimeout = time.Minute
+
+// uplink is the machine's side of the link.
+type uplink struct {
+	*Machine
+	control *http.Client
+	bulk    *http.Client
+	kick    chan struct{} // a new session may need the whole report
+
+	mu   sync.Mutex   // guards what follows
+	sent *wire.Report // the last that the hub has taken; nil: it needs the whole
+}
+
+func (m *Machine) bootUplink(ctx context.Context) error {
+	u := &uplink{Machine: m, kick: make(chan struct{}, 1)}
+	m.keeper = link.NewKeeper(link.KeeperConfig{
+		Identity: m.identity,
+		Hubs:     m.hubs,
+		Proxy:    func() string { return m.network.Proxy },
+		Greet:    u.greet,
+		Serve:    u.serve,
+		State:    u.state,
+		Log:      m.log,
+	})
+	u.control = link.Client(m.keeper.OpenControl, 0)
+	u.bulk = link.Client(m.keeper.OpenBulk, 10*time.Second)
+	m.group.Go(func() error { return ended(ctx, m.keeper.Run(ctx)) })
+	m.group.Go(func() error { return u.reports(ctx) })
+	return nil
+}
+
+// ended drops the error of a worker that ended because it was told to.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// hubs lists where to dial, by what is trusted now. Hints change addresses, never keys.
+func (m *Machine) hubs() []link.Hub {
+	var pins []link.Pin
+	if trust := m.memory.currentTrust(); trust != nil {
+		for _, h := range trust.Hubs {
+			if pin, err := link.ParsePin(h.Pin); err == nil {
+				pins = append(pins, pin)
+			}
+		}
+	}
+	addresses := m.network.Hubs
+	if len(addresses) == 0 {
+		addresses = hubAddresses(m.seed.Hubs)
+	}
+	var hubs []link.Hub
+	for _, a := range addresses {
+		hubs = append(hubs, link.Hub{Address: a, Pins: pins})
+	}
+	return hubs
+}
+
+// hubAddresses are host:port of URLs.
+func hubAddresses(urls []string) []string {
+	var list []string
+	for _, s := range urls {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" {
+			continue
+		}
+		port := u.Port()
+		if port == "" {
+			port = "443"
+		}
+		list = append(list, net.JoinHostPort(u.Hostname(), port))
+	}
+	return list
+}
+
+func (u *uplink) state(s link.State) {
+	switch {
+	case s.Connected:
+		u.console.show("hub", "connected to "+s.Hub)
+	case s.Err != nil:
+		u.console.show("hub", "not connected: "+wire.Clean(s.Err.Error()))
+	}
+}
+
+// greet says hello on a new control session.
+func (u *uplink) greet(ctx context.Context, s link.Session) error {
+	client := link.Client(s.Open, time.Second)
+	hello := wire.Hello{
+		Capability: wire.Capability, Fleet: u.seed.FleetID, Machine: u.identity.ID(),
+		Version: version.Version, Architecture: runtime.GOARCH,
+	}
+	if accepted, _ := u.memory.now(); accepted != nil {
+		hello.N, hello.Slice = accepted.Tag.Payload.N, accepted.Digest.String()
+	}
+	report, _ := u.reporter.now()
+	hello.Seq = report.Seq
+	reply, err := u.hello(ctx, client, hello)
+	if err == nil && reply.Introduce {
+		if hello.Introduction, err = u.introduction(); err != nil {
+			return err
+		}
+		reply, err = u.hello(ctx, client, hello)
+	}
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	u.sent = nil
+	if reply.Reported == report.Seq {
+		u.sent = &report
+	}
+	u.mu.Unlock()
+	select {
+	case u.kick <- struct{}{}:
+	default:
+	}
+	if accepted, _ := u.memory.now(); accepted == nil {
+		u.console.show("release", "none yet: waiting to be adopted with the code above")
+	}
+	return nil
+}
+
+func (u *uplink) hello(ctx context.Context, client *http.Client, hello wire.Hello) (*wire.HelloReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var reply wire.HelloReply
+	if err := wire.Call(ctx, client, http.MethodPost, "http://"+link.Host+wire.PathHello, hello, &reply); err != nil {
+		return nil, fmt.Errorf("say hello: %w", err)
+	}
+	return &reply, nil
+}
+
+// serve answers the streams that the hub opens.
+func (u *uplink) serve(ctx context.Context, s link.Session) {
+	if s.Class() == link.Relay {
+		u.relayStreams(ctx, s)
+		return
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("PUT "+wire.PathSlice, u.takeSlice)
+	mux.HandleFunc("POST "+wire.PathRelay, u.openRelay)
+	if err := link.ServeHTTP(ctx, s, mux); err != nil && ctx.Err() == nil {
+		u.log.Debug("the session's streams ended", "err", err)
+	}
+}
+
+// takeSlice judges a slice that the hub hands over. What is refused changes
+// nothing; the reason goes back and stands on the console. A slice that is too
+// large for the control session is only named, and fetched on bulk.
+func (u *uplink) takeSlice(w http.ResponseWriter, r *http.Request) {
+	if named := r.Header.Get(sliceHeader); named != "" {
+		w.WriteHeader(http.StatusAccepted)
+		go u.fetchSlice(context.WithoutCancel(r.Context()), named)
+		return
+	}
+	body, err := readBounded(r.Body)
+	if err != nil {
+		wire.Refuse(w, http.StatusRequestEntityTooLarge, err.Error())
+		return
+	}
+	dictionary, held, ok := u.dictionary(r.Header.Get(wire.DictionaryHeader))
+	if !ok {
+		wire.Write(w, http.StatusConflict, wire.Refusal{Reason: "the dictionary is not here", Have: held})
+		return
+	}
+	if err := u.judgeSlice(body, dictionary); err != nil {
+		wire.Refuse(w, http.StatusUnprocessableEntity, err.Error())
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func readBounded(r io.Reader) ([]byte, error) {
+	limit := release.DefaultLimits().Slice
+	body, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if err == nil && len(body) > limit {
+		err = fmt.Errorf("a slice has at most %d bytes", limit)
+	}
+	return body, err
+}
+
+// dictionary is the slice called named, if the machine holds it; held is the
+// digest of the one that it holds. No name is no dictionary.
+func (u *uplink) dictionary(named string) (bytes []byte, held string, ok bool) {
+	accepted, _ := u.memory.now()
+	if accepted != nil {
+		held = accepted.Digest.String()
+	}
+	switch named {
+	case "":
+		return nil, held, true
+	case held:
+		return accepted.Encoded, held, true
+	}
+	return nil, held, false
+}
+
+// judgeSlice verifies and remembers a slice, and sets to work what follows.
+func (u *uplink) judgeSlice(body, dictionary []byte) error {
+	encoded, err := release.Decompress(body, dictionary, release.DefaultLimits().Slice)
+	if err == nil {
+		var t *taken
+		if t, err = u.memory.take(encoded); err == nil {
+			u.arrived(t)
+			return nil
+		}
+	}
+	u.log.Warn("a slice is refused", "err", err)
+	u.console.show("fault", "refused a release: "+wire.Clean(err.Error()))
+	u.reporter.condition("release", err)
+	return err
+}
+
+// fetchSlice brings a large slice on the bulk session. What goes wrong is in
+// the log and the report; the hub offers again when the machine says hello.
+func (u *uplink) fetchSlice(ctx context.Context, named string) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	if err := u.fetchSliceOnce(ctx, named); err != nil {
+		u.log.Warn("fetch a slice", "digest", short(named), "err", err)
+	}
+}
+
+func (u *uplink) fetchSliceOnce(ctx context.Context, named string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+link.Host+wire.PathSlice, nil)
+	if err != nil {
+		return err
+	}
+	if _, held, _ := u.dictionary(""); held != "" {
+		request.Header.Set(wire.DictionaryHeader, held)
+	}
+	response, err := u.bulk.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return wire.Answer(response, nil)
+	}
+	body, err := readBounded(response.Body)
+	if err != nil {
+		return err
+	}
+	dictionary, _, ok := u.dictionary(response.Header.Get(wire.DictionaryHeader))
+	if !ok {
+		return errors.New("the hub used a dictionary that is not here any more")
+	}
+	return u.judgeSlice(body, dictionary)
+}
+
+// arrived starts what follows from a slice that was accepted.
+func (m *Machine) arrived(t *taken) {
+	p := t.Tag.Payload
+	m.log.Info("took a release", "n", p.N, "site", t.SiteDir, "signer", t.Signer.Name, "again", t.Same)
+	m.console.show("release", fmt.Sprintf("%d of %s, signed by %s", p.N, p.Time.UTC().Format(time.DateTime), t.Signer.Name))
+	m.console.show("fault", "")
+	m.reporter.condition("release", nil)
+	m.content.wake()
+}
+
+// openRelay has a relay session open, so that the hub can open streams on it.
+func (u *uplink) openRelay(w http.ResponseWriter, r *http.Request) {
+	var request wire.RelayRequest
+	if wire.Read(w, r, &request) != nil {
+		return
+	}
+	if _, err := u.keeper.Relay(r.Context()); err != nil {
+		wire.Refuse(w, http.StatusBadGateway, err.Error())
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// relayStreams connects each stream of a relay session with what it is for.
+func (u *uplink) relayStreams(ctx context.Context, s link.Session) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		stream, err := s.Accept()
+		if err != nil {
+			return
+		}
+		wg.Go(func() { u.relayStream(ctx, stream) })
+	}
+}
+
+func (u *uplink) relayStream(ctx context.Context, stream net.Conn) {
+	target, err := link.AcceptRelay(stream)
+	if err != nil {
+		stream.Close()
+		return
+	}
+	switch target {
+	case link.KubeTarget:
+		u.spliceKube(ctx, stream)
+	case link.MachineTarget:
+		u.serveDoor(ctx, stream)
+	default:
+		stream.Close()
+	}
+}
+
+// reports sends what changed, gathered, for as long as the machine runs.
+func (u *uplink) reports(ctx context.Context) error {
+	for {
+		report, changed := u.reporter.now()
+		u.mu.Lock()
+		sent := u.sent
+		u.mu.Unlock()
+		if sent == nil || sent.Seq != report.Seq {
+			if err := u.send(ctx, sent, report); err != nil {
+				u.log.Debug("a report waits", "err", err)
+				if !pause(ctx, 2*time.Second) {
+					return nil
+				}
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-u.kick:
+			continue
+		case <-changed:
+		}
+		if !pause(ctx, reportAfter) {
+			return nil
+		}
+	}
+}
+
+func (u *uplink) send(ctx context.Context, base *wire.Report, report wire.Report) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := u.keeper.Control(ctx); err != nil {
+		return err
+	}
+	update := wire.Diff(base, report)
+	err := wire.Call(ctx, u.control, http.MethodPost, "http://"+link.Host+wire.PathReport, update, nil)
+	if _, again := wire.AsRefusal(err, http.StatusConflict); again && base != nil {
+		return u.send(ctx, nil, report)
+	}
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	u.sent = &report
+	u.mu.Unlock()
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
