@@ -10,11 +10,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/holdfast-edge/holdfast/link"
 )
 
 // Defaults of Config.
@@ -167,7 +168,7 @@ func (b *Balancer) forward(ctx context.Context, client net.Conn) {
 			continue
 		}
 		b.track(be, server, client)
-		pump(client, server)
+		link.Splice(ctx, client, server)
 		b.untrack(be, server, client)
 		return
 	}
@@ -187,22 +188,4 @@ func (b *Balancer) untrack(be *backend, conns ...net.Conn) {
 	for _, c := range conns {
 		delete(be.conns, c)
 	}
-}
-
-// pump copies both ways until both directions have ended.
-func pump(a, b net.Conn) {
-	var wg sync.WaitGroup
-	for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
-		wg.Go(func() {
-			io.Copy(pair[0], pair[1])
-			if half, ok := pair[0].(interface{ CloseWrite() error }); ok {
-				half.CloseWrite()
-			} else {
-				pair[0].Close()
-			}
-		})
-	}
-	wg.Wait()
-	a.Close()
-	b.Close()
 }
