@@ -60,7 +60,7 @@ type State struct {
 	Effect string `json:"effect,omitempty"` // digest, in hex, of what it rendered from N
 	Phase  Phase  `json:"phase"`
 	Detail string `json:"detail,omitempty"`
-	Slice  string `json:"slice,omitempty"` // see Hello
+	Slice  string `json:"slice,omitempty"` // see Hello; a hub whose slice was just taken knows it, so it is left out then
 }
 
 // AppStatus is one app on a machine's site.
