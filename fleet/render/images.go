@@ -50,8 +50,9 @@ func images(object map[string]any) (holders []map[string]any, keys []string) {
 
 // lock is an images.lock, by full image name.
 type lock struct {
-	file   string
-	images map[string]Image
+	file    string
+	images  map[string]Image
+	collect *collector // takes names down instead, for References
 }
 
 // pin replaces every image name of an object by name and digest.
@@ -76,9 +77,16 @@ func (l lock) pin(object map[string]any, file string, line int) error {
 
 func (l lock) resolve(ref string) (string, error) {
 	name, digest, _ := strings.Cut(ref, "@")
+	if l.collect != nil && strings.Contains(name, unset) {
+		return ref, nil
+	}
 	full, err := fullName(name)
 	if err != nil {
 		return "", err
+	}
+	if l.collect != nil {
+		l.collect.add(path.Dir(l.file), full, digest)
+		return ref, nil
 	}
 	entry, ok := l.images[full]
 	switch {

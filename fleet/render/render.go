@@ -79,7 +79,8 @@ func Site(tree fs.FS, r *fleet.Resolved) (*Rendering, error) {
 // Renderer renders many sites of one tree; what sites have in common is done
 // once. It may be used by several goroutines. The tree must not change.
 type Renderer struct {
-	tree fs.FS
+	tree    fs.FS
+	collect *collector // nil but for References
 
 	mu       sync.Mutex
 	versions map[string]*versionOnce // by folder and substituted files
@@ -211,12 +212,12 @@ func (rr *Renderer) version(app *fleet.App) (*version, error) {
 		rr.versions[key] = entry
 	}
 	rr.mu.Unlock()
-	entry.once.Do(func() { entry.version, entry.err = parse(rr.tree, app) })
+	entry.once.Do(func() { entry.version, entry.err = parse(rr.tree, app, rr.collect) })
 	return entry.version, entry.err
 }
 
 // parse reads an app version: everything that no site has a say in.
-func parse(tree fs.FS, app *fleet.App) (*version, error) {
+func parse(tree fs.FS, app *fleet.App, collect *collector) (*version, error) {
 	files, err := readVersion(tree, app.Dir)
 	if err != nil {
 		return nil, err
@@ -225,6 +226,7 @@ func parse(tree fs.FS, app *fleet.App) (*version, error) {
 	if v.lock, files, err = takeLock(app, files); err != nil {
 		return nil, err
 	}
+	v.lock.collect = collect
 	if err := v.mark(app, files); err != nil {
 		return nil, err
 	}
