@@ -112,7 +112,10 @@ func (h *Hub) hello(w http.ResponseWriter, r *http.Request, m *machine) {
 		reply.Reported = m.report.Seq
 	}
 	m.mu.Unlock()
-	h.learnHeld(r.Context(), m, hello.Slice, hello.N)
+	if hello.Slice == "" {
+		m.hold(held{}) // a blank disk, whatever it held yesterday
+	}
+	h.learnHeld(m, hello.Slice, hello.N)
 	wire.Write(w, http.StatusOK, &reply)
 	h.roster.touch()
 	h.deliverer.add(m)
@@ -182,40 +185,25 @@ func (h *Hub) takeReport(ctx context.Context, m *machine, update wire.Update) er
 	m.mu.Lock()
 	m.report, m.reported = next, now
 	m.mu.Unlock()
-	h.learnHeld(ctx, m, next.Slice, next.N)
+	h.learnHeld(m, next.Slice, next.N)
 	h.roster.touch()
 	return nil
 }
 
-// learnHeld notes which slice a machine says it holds, if that is news. Where to
-// cut it again is a guess, which the digest proves or not when it is used.
-func (h *Hub) learnHeld(ctx context.Context, m *machine, slice string, n uint64) {
-	if slice == "" {
-		return
-	}
+// learnHeld notes which slice a machine says it holds, if that is news. Where to cut
+// it again is a guess, which the digest proves or not when it is used.
+func (h *Hub) learnHeld(m *machine, slice string, n uint64) {
 	digest, err := release.ParseDigest(slice)
 	if err != nil {
+		return // it says nothing about it
+	}
+	place, listed := h.head().index.Machine(m.id)
+	if !listed {
 		return
 	}
 	m.mu.Lock()
-	same := m.held.Slice == digest
-	m.mu.Unlock()
-	if same {
-		return
-	}
-	held := store.Held{Slice: digest, N: n}
-	if place, ok := h.head().index.Machine(m.id); ok {
-		held.SiteDir = place.Site.Dir
-	}
-	h.noteHeld(ctx, m, held)
-}
-
-func (h *Hub) noteHeld(ctx context.Context, m *machine, held store.Held) {
-	m.mu.Lock()
-	m.held = held
-	m.mu.Unlock()
-	if err := h.store.Holds(ctx, string(m.id), time.Now(), held); err != nil && ctx.Err() == nil {
-		// It costs a larger slice next time.
-		h.log.Warn("note what a machine holds", "machine", m.id, "err", err)
+	defer m.mu.Unlock()
+	if m.held.slice != digest {
+		m.held = held{digest, n, place.Site.Dir}
 	}
 }

@@ -109,7 +109,7 @@ func (r *running) held(id fleet.MachineID) uint64 {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.held.N
+	return m.held.n
 }
 
 func TestMachineThatLostItsSliceGetsTheWhole(t *testing.T) {
@@ -128,6 +128,19 @@ func TestMachineThatLostItsSliceGetsTheWhole(t *testing.T) {
 	if len(m.taken) != 2 || m.taken[1] < 1000 {
 		t.Errorf("taken %v, want the whole the second time", m.taken)
 	}
+}
+
+func TestBlankDiskGetsTheWholeAgain(t *testing.T) {
+	w := newWorld(t, 3)
+	id := newIdentity(t)
+	w.adopt(0, id.ID())
+	r := w.hub(t)
+	r.mustPush(w.release())
+	m := r.machine(id)
+	m.waitRelease(1)
+	r.waitFor("it is known to hold it", func() bool { return r.held(id.ID()) == 1 })
+	m.stop()
+	r.machine(id).waitRelease(1)
 }
 
 func TestLargeSliceGoesByBulk(t *testing.T) {

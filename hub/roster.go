@@ -44,7 +44,7 @@ func (r *roster) load(ctx context.Context, s *store.Store) error {
 	}
 	for id, x := range seen {
 		m := r.need(fleet.MachineID(id))
-		m.since, m.held = x.LastSeen, x.Held
+		m.since = x.LastSeen
 		m.sent, m.received = x.Sent, x.Received
 		m.savedSent, m.savedReceived = x.Sent, x.Received
 	}
@@ -120,11 +120,19 @@ type machine struct {
 	report   *wire.Report // nil before the first
 	reported time.Time
 
-	held    store.Held
+	held    held
 	refused refusal
 
 	sent, received           uint64 // of sessions that ended
 	savedSent, savedReceived uint64 // of what is in the store
+}
+
+// held names the slice that a machine holds, and what it takes to cut it again. It is
+// not stored: every greeting says it anew.
+type held struct {
+	slice release.Digest // zero: unknown, or none
+	n     uint64
+	dir   string
 }
 
 // refusal is a slice that the machine did not want.

@@ -68,12 +68,12 @@ func (h *Hub) offer(ctx context.Context, m *machine) (again bool, err error) {
 		return false, err
 	}
 	m.mu.Lock()
-	held, refused := m.held, m.refused.slice
+	has, refused := m.held, m.refused.slice
 	m.mu.Unlock()
-	if held.Slice == want.digest || refused == want.digest {
+	if has.slice == want.digest || refused == want.digest {
 		return false, nil
 	}
-	dictionary := h.recut(ctx, now, held)
+	dictionary := h.recut(ctx, now, has)
 	body, err := h.cutter.compress(ctx, want, dictionary)
 	if err != nil {
 		return false, err
@@ -82,8 +82,7 @@ func (h *Hub) offer(ctx context.Context, m *machine) (again bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("give machine %s its slice: %w", m.id, err)
 	}
-	taken := store.Held{Slice: want.digest, N: now.N, SiteDir: place.Site.Dir}
-	return h.answered(ctx, m, resp, taken)
+	return h.answered(m, resp, held{want.digest, now.N, place.Site.Dir})
 }
 
 func (h *Hub) putSlice(ctx context.Context, m *machine, want, dictionary *cut, body []byte) (*http.Response, error) {
@@ -106,7 +105,7 @@ func (h *Hub) putSlice(ctx context.Context, m *machine, want, dictionary *cut, b
 }
 
 // answered acts on what the machine said to a slice.
-func (h *Hub) answered(ctx context.Context, m *machine, resp *http.Response, taken store.Held) (again bool, err error) {
+func (h *Hub) answered(m *machine, resp *http.Response, taken held) (again bool, err error) {
 	err = wire.Answer(resp, nil)
 	if err == nil {
 		if resp.StatusCode == http.StatusAccepted {
@@ -114,19 +113,20 @@ func (h *Hub) answered(ctx context.Context, m *machine, resp *http.Response, tak
 			return false, nil // it fetches, and reports what it then holds
 		}
 		h.metrics.slices.WithLabelValues("taken").Inc()
-		h.noteHeld(ctx, m, taken)
+		m.hold(taken)
 		h.roster.touch()
 		return false, nil
 	}
 	if r, ok := wire.AsRefusal(err, http.StatusConflict); ok {
 		h.metrics.slices.WithLabelValues("conflict").Inc()
-		return true, h.learnHave(ctx, m, r.Have, taken)
+		m.learnHave(r.Have, taken)
+		return true, nil
 	}
 	if r, ok := wire.AsRefusal(err, http.StatusUnprocessableEntity); ok {
 		h.metrics.slices.WithLabelValues("refused").Inc()
-		h.log.Warn("machine refuses a slice", "machine", m.id, "release", taken.N, "reason", r.Reason)
+		h.log.Warn("machine refuses a slice", "machine", m.id, "release", taken.n, "reason", r.Reason)
 		m.mu.Lock()
-		m.refused = refusal{slice: taken.Slice, n: taken.N, reason: r.Reason}
+		m.refused = refusal{slice: taken.slice, n: taken.n, reason: r.Reason}
 		m.mu.Unlock()
 		h.roster.touch()
 		return false, nil
@@ -134,43 +134,46 @@ func (h *Hub) answered(ctx context.Context, m *machine, resp *http.Response, tak
 	return false, err
 }
 
-// learnHave corrects what we thought the machine holds. A machine that names nothing,
-// or what we cannot cut, gets the whole.
-func (h *Hub) learnHave(ctx context.Context, m *machine, have string, taken store.Held) error {
-	var held store.Held
-	if digest, err := release.ParseDigest(have); err == nil && have != "" {
-		held = store.Held{Slice: digest, SiteDir: taken.SiteDir}
-		m.mu.Lock()
-		if m.held.Slice == digest {
-			held = store.Held{} // we used it, or could not: no second time
-		}
-		m.mu.Unlock()
-		if digest == taken.Slice {
-			held = taken
-		}
+func (m *machine) hold(x held) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.held = x
+}
+
+// learnHave corrects what we thought the machine holds. One that names nothing, or
+// what we tried already, gets the whole.
+func (m *machine) learnHave(have string, offered held) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	digest, err := release.ParseDigest(have)
+	switch {
+	case err != nil || digest == m.held.slice:
+		m.held = held{}
+	case digest == offered.slice:
+		m.held = offered
+	default: // an older one, if the cutter remembers it
+		m.held = held{slice: digest}
 	}
-	h.noteHeld(ctx, m, held)
-	return nil
 }
 
 // recut makes the slice that a machine holds once more, from the release that it was
 // cut from; nil when that does not give the same bytes.
-func (h *Hub) recut(ctx context.Context, now *head, held store.Held) *cut {
-	if held.Slice == (store.ID{}) {
+func (h *Hub) recut(ctx context.Context, now *head, has held) *cut {
+	if has.slice.IsZero() {
 		return nil
 	}
-	if c := h.cutter.find(held.Slice); c != nil {
+	if c := h.cutter.find(has.slice); c != nil {
 		return c
 	}
-	if held.N == 0 || held.SiteDir == "" {
+	if has.n == 0 {
 		return nil
 	}
-	r, err := h.store.Release(ctx, held.N)
+	r, err := h.store.Release(ctx, has.n)
 	if err != nil {
 		return nil
 	}
-	c, err := h.cutter.cut(ctx, r, now.steps, held.SiteDir)
-	if err != nil || c.digest != held.Slice {
+	c, err := h.cutter.cut(ctx, r, now.steps, has.dir)
+	if err != nil || c.digest != has.slice {
 		return nil
 	}
 	return c
@@ -191,11 +194,11 @@ func (h *Hub) sendSlice(w http.ResponseWriter, r *http.Request, m *machine) {
 		return
 	}
 	m.mu.Lock()
-	held := m.held
+	has := m.held
 	m.mu.Unlock()
 	var dictionary *cut
-	if named := r.Header.Get(wire.DictionaryHeader); named != "" && named == release.Digest(held.Slice).String() {
-		dictionary = h.recut(r.Context(), now, held)
+	if named := r.Header.Get(wire.DictionaryHeader); named != "" && named == has.slice.String() {
+		dictionary = h.recut(r.Context(), now, has)
 	}
 	body, err := h.cutter.compress(r.Context(), want, dictionary)
 	if err != nil {

@@ -8,20 +8,12 @@ import (
 	"time"
 )
 
-// Held names the slice that a machine holds, and what it takes to cut it again.
-type Held struct {
-	Slice   ID
-	N       uint64
-	SiteDir string
-}
-
 // Machine is what was seen of one machine.
 type Machine struct {
 	ID             string
 	FirstSeen      time.Time
 	LastSeen       time.Time
 	Sent, Received uint64 // bytes on the wire, all sessions, all time
-	Held           Held   // zero when unknown
 }
 
 // Sighting is one update of a machine: Sent and Received are added.
@@ -49,18 +41,7 @@ func (s *Store) Saw(ctx context.Context, seen ...Sighting) error {
 	})
 }
 
-// Holds notes which slice a machine holds.
-func (s *Store) Holds(ctx context.Context, id string, at time.Time, h Held) error {
-	return s.update(ctx, func(c *sql.Conn) error {
-		ms := at.UnixMilli()
-		return exec(c, `INSERT INTO machine (id, first_seen, last_seen, held, held_n, held_dir) VALUES (?,?,?,?,?,?)
-			ON CONFLICT (id) DO UPDATE SET last_seen = max(last_seen, excluded.last_seen),
-			held = excluded.held, held_n = excluded.held_n, held_dir = excluded.held_dir`,
-			id, ms, ms, h.Slice[:], int64(h.N), h.SiteDir)
-	})
-}
-
-const selectMachine = "SELECT id, first_seen, last_seen, sent, received, held, held_n, held_dir FROM machine"
+const selectMachine = "SELECT id, first_seen, last_seen, sent, received FROM machine"
 
 // Machine returns what was seen of one machine, or ErrNotFound.
 func (s *Store) Machine(ctx context.Context, id string) (Machine, error) {
@@ -91,14 +72,11 @@ func (s *Store) Machines(ctx context.Context) (map[string]Machine, error) {
 
 func scanMachine(row interface{ Scan(...any) error }) (Machine, error) {
 	var m Machine
-	var first, last, sent, received, n int64
-	var held []byte
-	if err := row.Scan(&m.ID, &first, &last, &sent, &received, &held, &n, &m.Held.SiteDir); err != nil {
+	var first, last, sent, received int64
+	if err := row.Scan(&m.ID, &first, &last, &sent, &received); err != nil {
 		return Machine{}, err
 	}
 	m.FirstSeen, m.LastSeen = time.UnixMilli(first).UTC(), time.UnixMilli(last).UTC()
 	m.Sent, m.Received = uint64(sent), uint64(received)
-	m.Held.N = uint64(n)
-	copy(m.Held.Slice[:], held)
 	return m, nil
 }

@@ -162,10 +162,9 @@ func TestMachines(t *testing.T) {
 	}
 	must(s.Saw(ctx, Sighting{ID: "m", At: t0, Sent: 10, Received: 1}, Sighting{ID: "n", At: t0}))
 	must(s.Saw(ctx, Sighting{ID: "m", At: t0.Add(time.Minute), Sent: 5, Received: 2}))
-	must(s.Holds(ctx, "m", t0, Held{Slice: ID{1}, N: 4, SiteDir: "sites/x"}))
 	got, err := s.Machine(ctx, "m")
 	must(err)
-	want := Machine{ID: "m", FirstSeen: t0, LastSeen: t0.Add(time.Minute), Sent: 15, Received: 3, Held: Held{Slice: ID{1}, N: 4, SiteDir: "sites/x"}}
+	want := Machine{ID: "m", FirstSeen: t0, LastSeen: t0.Add(time.Minute), Sent: 15, Received: 3}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("machine (-want +got):\n%s", d)
 	}

@@ -17,16 +17,13 @@ CREATE TABLE release (
 	received      INTEGER NOT NULL
 );
 
--- Machines that a site lists (or buries): what was seen of them and what they hold.
+-- Machines that a site lists (or buries): what was seen of them.
 CREATE TABLE machine (
 	id          TEXT PRIMARY KEY,
 	first_seen  INTEGER NOT NULL,
 	last_seen   INTEGER NOT NULL,
 	sent        INTEGER NOT NULL DEFAULT 0,
-	received    INTEGER NOT NULL DEFAULT 0,
-	held        BLOB,
-	held_n      INTEGER NOT NULL DEFAULT 0,
-	held_dir    TEXT NOT NULL DEFAULT ''
+	received    INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 
 -- The latest report of each machine.
