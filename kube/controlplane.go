@@ -34,6 +34,7 @@ type (
 		StartGCPercent int `json:"startGCPercent,omitempty"`
 		GCPercent      int `json:"gcPercent,omitempty"`
 		SettleSeconds  int `json:"settleSeconds,omitempty"`
+		FreeSeconds    int `json:"freeSeconds,omitempty"`
 	}
 	controlPlaneFile struct {
 		Etcd              etcdFile   `json:"etcd"`
@@ -55,10 +56,10 @@ type (
 const (
 	etcdQuota = 512 << 20
 
-	// Measured: 15 to 30 cost about a tenth of a per cent of a core at rest and
-	// save some 40 MiB.
-	defaultGCPercent = 20
+	startGCPercent   = 40
+	defaultGCPercent = 10
 	settleSeconds    = 60
+	freeSeconds      = 120
 
 	// smallMemory is where a burst of requests must queue rather than fit.
 	smallMemory = 1 << 30
@@ -96,9 +97,9 @@ func (s *site) controlPlaneFiles(bootstrap []Object) error {
 func (s *site) small() bool { return s.opts.Memory > 0 && s.opts.Memory < smallMemory }
 
 func (s *site) memory() memoryFile {
-	m := memoryFile{StartGCPercent: 200, GCPercent: defaultGCPercent, SettleSeconds: settleSeconds}
+	m := memoryFile{StartGCPercent: startGCPercent, GCPercent: defaultGCPercent, SettleSeconds: settleSeconds, FreeSeconds: freeSeconds}
 	if s.small() {
-		m.StartGCPercent, m.SettleSeconds = 50, 10
+		m.StartGCPercent, m.SettleSeconds = defaultGCPercent, 10
 	}
 	if s.opts.GCPercent != 0 {
 		m.GCPercent = s.opts.GCPercent

@@ -32,7 +32,7 @@ func (s *site) node() {
 			"--hostname-override=" + s.self.Name,
 		},
 		Healthz: "http://" + loopback(kubeletHealthPort) + "/healthz",
-		Memory:  memoryFile{GCPercent: 50, SettleSeconds: settleSeconds},
+		Memory:  memoryFile{GCPercent: 50, SettleSeconds: settleSeconds, FreeSeconds: 600},
 	}))
 }
 

@@ -107,11 +107,19 @@ func startMemory(m config.Memory) { setGC(m.StartGCPercent) }
 
 func settle(ctx context.Context, m config.Memory) {
 	go func() {
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Duration(m.SettleSeconds) * time.Second):
+		pause := time.Duration(m.SettleSeconds) * time.Second
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
 			setGC(m.GCPercent)
 			debug.FreeOSMemory()
+			if m.FreeSeconds <= 0 {
+				return
+			}
+			pause = time.Duration(m.FreeSeconds) * time.Second
 		}
 	}()
 }

@@ -76,8 +76,12 @@ type Memory struct {
 	// GCPercent holds from then on.
 	GCPercent int `json:"gcPercent,omitempty"`
 	// SettleSeconds, counted from ready, is when that happens. What the start used
-	// is then given back to the kernel, once.
+	// is then given back to the kernel.
 	SettleSeconds int `json:"settleSeconds,omitempty"`
+	// FreeSeconds is how often that is repeated. A client that reads the whole
+	// OpenAPI document leaves 40 MiB behind that the runtime would keep for long.
+	// 0 means never.
+	FreeSeconds int `json:"freeSeconds,omitempty"`
 }
 
 // Etcd configures the embedded member.
