@@ -68,6 +68,7 @@ func (h *Hub) guardImages(next http.Handler) http.Handler {
 		case !ok:
 			registry.Fail(w, http.StatusUnauthorized, "UNAUTHORIZED", "no session is open for this client key: open one with role release or operate")
 		case grant.Has(operator.Release) || grant.Allows(operator.Operate, nil) || pull && grant.Has(operator.Read):
+			trustBody(r)
 			next.ServeHTTP(w, r)
 		default:
 			registry.Fail(w, http.StatusForbidden, "DENIED", "pushing images takes the role release, or operate for the whole fleet")
@@ -87,8 +88,14 @@ func (h *Hub) guardMetrics(next http.Handler) http.Handler {
 	})
 }
 
-// stallTime is how long a body, either way, may make no progress.
-const stallTime = time.Minute
+const (
+	// stallTime is how long a body, either way, may make no progress.
+	stallTime = time.Minute
+	// strangersBodyTime bounds a body in all until its sender has shown that he may.
+	strangersBodyTime = 2 * time.Minute
+	// longBodyTime bounds it after that.
+	longBodyTime = 6 * time.Hour
+)
 
 // patient bounds stalls and not lengths: an image may take an hour over a bad
 // link, a client that stands still may not.
@@ -97,7 +104,7 @@ func patient(next http.Handler) http.Handler {
 		ctl := http.NewResponseController(w)
 		_ = ctl.SetWriteDeadline(time.Time{})
 		if r.Body != http.NoBody {
-			r.Body = &patientBody{r.Body, ctl}
+			r.Body = &patientBody{r.Body, ctl, time.Now().Add(strangersBodyTime)}
 		}
 		next.ServeHTTP(&patientWriter{w, ctl}, r)
 	})
@@ -105,11 +112,23 @@ func patient(next http.Handler) http.Handler {
 
 type patientBody struct {
 	io.ReadCloser
-	ctl *http.ResponseController
+	ctl   *http.ResponseController
+	until time.Time
+}
+
+// trustBody lets the body of a request take its time: who sends it has shown that he may.
+func trustBody(r *http.Request) {
+	if b, ok := r.Body.(*patientBody); ok {
+		b.until = time.Now().Add(longBodyTime)
+	}
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
-	_ = b.ctl.SetReadDeadline(time.Now().Add(stallTime))
+	due := time.Now().Add(stallTime)
+	if due.After(b.until) {
+		due = b.until
+	}
+	_ = b.ctl.SetReadDeadline(due)
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
 		_ = b.ctl.SetReadDeadline(time.Time{}) // net/http goes on listening for the client's end

@@ -105,8 +105,9 @@ type Hub struct {
 	metrics   *metrics
 
 	current   atomic.Pointer[head]
-	intake    sync.Mutex // one release is taken in at a time
-	spooling  chan struct{}
+	intake    sync.Mutex    // one release is taken in at a time
+	spooling  chan struct{} // pushes whose bodies are read at the same time
+	asking    chan struct{} // lists of missing objects that are looked up at the same time
 	roster    *roster
 	ward      *quarantine.Ward
 	patients  patients
@@ -217,6 +218,7 @@ func (h *Hub) build(first *head) {
 	h.current.Store(first)
 	h.tls = link.ServerTLS(h.cfg.Identity, alpn...)
 	h.spooling = make(chan struct{}, 2)
+	h.asking = make(chan struct{}, 4)
 	h.ward = quarantine.New(h.cfg.Quarantine)
 	h.roster = newRoster()
 	h.cutter = newCutter(h.source)

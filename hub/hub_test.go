@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -163,16 +164,9 @@ func TestLargeSliceGoesByBulk(t *testing.T) {
 	}
 }
 
-func random(t testing.TB, n int) []byte {
-	f, err := os.Open("/dev/urandom")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+func random(_ testing.TB, n int) []byte {
 	b := make([]byte, n)
-	if _, err := io.ReadFull(f, b); err != nil {
-		t.Fatal(err)
-	}
+	rand.Read(b)
 	return b
 }
 
@@ -750,6 +744,32 @@ func TestOrdinaryHTTPClients(t *testing.T) {
 		}
 	}
 }
+
+func TestErrDrippedBody(t *testing.T) {
+	// A stranger's body has a time in all, not only between bytes; who has shown that
+	// he may gets longer.
+	deadline := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	var short, long time.Duration
+	patient(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body.(*patientBody).until = time.Now().Add(time.Second)
+		r.Body.Read(make([]byte, 1))
+		short = time.Until(deadline.read)
+		trustBody(r)
+		r.Body.Read(make([]byte, 1))
+		long = time.Until(deadline.read)
+	})).ServeHTTP(deadline, httptest.NewRequest("PUT", "/", strings.NewReader("drip drip")))
+	if short > time.Second || long < stallTime/2 {
+		t.Errorf("a read may take %v, and %v for those who may", short, long)
+	}
+}
+
+type deadlines struct {
+	*httptest.ResponseRecorder
+	read time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error  { d.read = t; return nil }
+func (d *deadlines) SetWriteDeadline(t time.Time) error { return nil }
 
 func TestErrMetricsFromAfar(t *testing.T) {
 	w := newWorld(t, 3)

@@ -66,6 +66,7 @@ func (h *Hub) receive(r *http.Request, body *bufio.Reader, n uint64) (*wire.Head
 	default:
 		return nil, errBusy
 	}
+	trustBody(r)
 	s, err := h.newSpool()
 	if err != nil {
 		return nil, err
@@ -203,6 +204,12 @@ func (h *Hub) missing(w http.ResponseWriter, r *http.Request) {
 	var ids []store.ID
 	for ; len(body) > 0; body = body[32:] {
 		ids = append(ids, store.ID(body[:32]))
+	}
+	select {
+	case h.asking <- struct{}{}:
+		defer func() { <-h.asking }()
+	case <-r.Context().Done():
+		return
 	}
 	absent, err := h.store.Missing(r.Context(), ids)
 	if err != nil {
