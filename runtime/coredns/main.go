@@ -2,10 +2,9 @@
 // plugins that Holdfast's Corefile names and no other.
 //
 // It runs as a process of the machine, not as a pod, so that names resolve
-// before the pod network does. Of some sixty plugins it registers ten: the
-// binary is a third of upstream's, and a Corefile that asks for another plugin is
-// refused by name. It is a module of its own, because CoreDNS's pins of the
-// Kubernetes libraries must not decide ours.
+// before the pod network does. Of some sixty plugins it registers ten, and a
+// Corefile that asks for another is refused by name. It is a module of its own,
+// because CoreDNS's pins of the Kubernetes libraries must not decide ours.
 package main
 
 import (
