@@ -264,8 +264,8 @@ func (w *work) rescan(ctx context.Context, books map[string]*inventory) error {
 	}
 	for _, r := range all {
 		err := w.client.list(ctx, r.resource, "", LabelApp, func(m *metav1.PartialObjectMetadata) {
-			if _, ours := m.Annotations[AnnotationDigest]; !ours || len(m.OwnerReferences) > 0 {
-				return // made from one of ours, by a controller that copies labels
+			if _, ours := m.Annotations[AnnotationDigest]; !ours || len(m.OwnerReferences) > 0 || m.DeletionTimestamp != nil {
+				return // made from one of ours, by a controller that copies labels; or on its way out
 			}
 			app := m.Labels[LabelApp]
 			inv := books[app]

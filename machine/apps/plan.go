@@ -112,6 +112,7 @@ const (
 	Waiting  State = "waiting"  // for what it needs; nothing was changed
 	Failed   State = "failed"   // something was refused; nothing was removed
 	Removed  State = "removed"  // not in the plan any more, and gone
+	Removing State = "removing" // not in the plan any more; what is left of it is being deleted
 	Orphaned State = "orphaned" // not in the plan any more, left in place because of its data
 )
 
@@ -142,6 +143,7 @@ type AppResult struct {
 	Applied   int           `json:"applied"`   // written
 	Unchanged int           `json:"unchanged"` // were so already
 	Pruned    int           `json:"pruned"`    // removed because the plan has them no more
+	Going     int           `json:"going"`     // still being deleted
 	Deleted   int           `json:"deleted"`   // removed because a Delete entry says so
 	Orphaned  int           `json:"orphaned"`
 	Failed    int           `json:"failed"`

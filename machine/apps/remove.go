@@ -151,6 +151,8 @@ func (w *work) removeApp(ctx context.Context, inv *inventory) AppResult {
 	case r.Failed > 0:
 	case r.Orphaned > 0:
 		r.State = Orphaned
+	case len(left) > 0:
+		r.State = Removing
 	default:
 		r.State = Removed
 	}
@@ -213,6 +215,7 @@ func (w *work) sweepOne(ctx context.Context, out *AppResult, app string, e entry
 	case remove:
 		*left = append(*left, e) // until it is seen to be gone, or the next Apply finds nothing
 		if c.Going {
+			out.Going++
 			return
 		}
 		if err := w.client.remove(ctx, res, m); err != nil {
@@ -225,6 +228,7 @@ func (w *work) sweepOne(ctx context.Context, out *AppResult, app string, e entry
 			*left = (*left)[:len(*left)-1]
 			return
 		}
+		out.Going++
 		removed[m.UID] = removal{res, m}
 	}
 }
