@@ -56,7 +56,7 @@ type (
 const (
 	etcdQuota = 512 << 20
 
-	startGCPercent   = 40
+	startGCPercent   = 25
 	defaultGCPercent = 10
 	settleSeconds    = 60
 	freeSeconds      = 120

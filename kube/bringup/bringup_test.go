@@ -97,14 +97,12 @@ func TestBringUp(t *testing.T) {
 		return err
 	})
 	t.Logf("%6.2f s  app answers through its Service", time.Since(m.began).Seconds())
-	m.pids = livePids(m)
-
-	t.Run("names", func(t *testing.T) { names(t) })
-	t.Run("doors", func(t *testing.T) { doors(t, m) })
-	t.Run("api", func(t *testing.T) { api(t, m) })
 	if d, err := time.ParseDuration(os.Getenv("HOLDFAST_MEASURE")); err == nil {
 		measure(t, m, d)
 	}
+	t.Run("names", func(t *testing.T) { names(t) })
+	t.Run("doors", func(t *testing.T) { doors(t, m) })
+	t.Run("api", func(t *testing.T) { api(t, m) })
 	t.Run("crash", func(t *testing.T) { crash(t, m) })
 	t.Run("stop", func(t *testing.T) {
 		for _, name := range []string{"coredns", "node", "controllers", "control-plane", "containerd"} {

@@ -187,7 +187,6 @@ type machine struct {
 	paths    kube.Paths
 	site     *fleet.Resolved
 	dir      string
-	pids     map[string]int
 	children map[string]*exec.Cmd
 	stranger *os.File // network namespace of a box on the LAN
 	began    time.Time
@@ -211,7 +210,7 @@ func resolved() *fleet.Resolved {
 func newMachine(t *testing.T, options func(*kube.Options)) *machine {
 	t.Helper()
 	dir := os.Getenv(innerEnv)
-	m := &machine{dir: dir, site: resolved(), pids: map[string]int{}, children: map[string]*exec.Cmd{}}
+	m := &machine{dir: dir, site: resolved(), children: map[string]*exec.Cmd{}}
 	m.paths = kube.Paths{
 		Bin: filepath.Dir(system("kube")), Config: "/run/holdfast/kube", Run: "/run/holdfast",
 		PKI: filepath.Join(dir, "pki"), Etcd: filepath.Join(dir, "etcd"), Data: filepath.Join(dir, "data"),
@@ -405,7 +404,6 @@ func (m *machine) run(c kube.Command) error {
 		return err
 	}
 	m.children[c.Name] = cmd
-	m.pids[c.Name] = cmd.Process.Pid
 	return nil
 }
 
