@@ -15,7 +15,7 @@
 // It promises that no byte is believed that does not match its digest, wherever it came from, and that every step can be cut at any instant
 // and run again. It leaves out which images a site needs (package fleet/render), over which connection they come (the caller's HTTP client), and pacing.
 //
-// What the configuration of containerd must say for the promises to hold: config_path with the file that [HostsTOML] makes under `_default`,
-// `image_pull_with_sync_fs = true` and `sync_fs = true` for the differ (a snapshot is flushed before it is committed), and
-// `discard_unpacked_layers = true` (the layers lie in the Store already; a third copy serves nobody).
+// The promises rest on the configuration of containerd that package kube writes: a `_default` mirror that is the Registry and has no other server
+// behind it, `image_pull_with_sync_fs = true` (a snapshot is flushed before it is committed), and `discard_unpacked_layers = true` (the layers
+// lie in the Store already; a third copy serves nobody).
 package images

@@ -15,7 +15,7 @@ import (
 // Registry answers containerd on loopback as an OCI registry that can only be read: an http.Handler for everything under /v2/.
 //
 // Content goes by digest, from the store. Tags are answered from the table of [Registry.SetTable] and from nothing else. What is not known is 404,
-// upon which containerd may ask the registry that the name itself points to.
+// and that is the end of it: the configuration that package kube writes gives containerd no other registry to ask.
 type Registry struct {
 	Store *Store
 	// Fetch, when set, brings content that is not in the store; it must have put it there when it returns nil.
@@ -44,12 +44,6 @@ func (r *Registry) SetTable(images []Image) error {
 	}
 	r.table.Store(&table)
 	return nil
-}
-
-// HostsTOML is the content of the file _default/hosts.toml in containerd's config_path that sends every image to the registry at endpoint
-// ("http://127.0.0.1:PORT") first.
-func HostsTOML(endpoint string) []byte {
-	return fmt.Appendf(nil, "[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", endpoint)
 }
 
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
