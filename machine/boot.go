@@ -237,7 +237,7 @@ func (m *Machine) bootContent(ctx context.Context) error {
 // introduction is what the machine says of itself to whom it is a stranger.
 func (m *Machine) introduction() ([]byte, error) {
 	return wire.SignIntroduction(wire.Introduction{
-		Fleet: m.memory.anchor.FleetID, Recipient: m.recipient, Protection: m.protection(), Hostname: m.config.Hostname,
+		Fleet: m.seed.FleetID, Recipient: m.recipient, Protection: m.protection(), Hostname: m.config.Hostname,
 	}, m.identity)
 }
 

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,17 +18,22 @@ import (
 
 // memory is what the machine remembers of releases. Two places hold it:
 //
-//	anchor folder  anchor.json, trust.yaml: what outlives the disks (TRUST
-//	               section 4; hosted: a folder beside them, later the TPM)
+//	anchor folder  anchor.json: what outlives the disks (TRUST section 4;
+//	               hosted: a folder beside them, later the TPM)
+//	               trust-DIGEST.yaml: the one that the anchor names
+//	               applied.json: which slice's content runs here
 //	state folder   accepted.slice: the newest slice that was verified
-//	               applied.slice: the one whose content runs here
+//	               applied-DIGEST.slice: the one whose content runs here
 //
 // The order of writing is: verify, write the state, write the anchor, act. A
 // crash between the two leaves a state that is ahead of the anchor, which is
-// verified again like any other arrival.
+// verified again like any other arrival. What a note names by its digest is
+// written under a name of its own before the note, and its forerunner is removed
+// after it: so each note finds what it names, whenever the power goes.
 type memory struct {
 	anchors, state string
 	self           fleet.MachineID
+	disk           rim
 
 	mu       sync.Mutex // guards what follows
 	anchor   release.Anchor
@@ -35,6 +41,14 @@ type memory struct {
 	accepted *taken // nil before the first release
 	applied  *taken
 }
+
+// rim is how memory writes; tests put one in between that fails.
+type rim struct {
+	write  func(path string, data []byte, perm fs.FileMode) error
+	remove func(path string) error
+}
+
+var onDisk = rim{durable.WriteFile, durable.Remove}
 
 // taken is a verified slice with the bytes that it came in.
 type taken struct {
@@ -55,12 +69,25 @@ func (t *taken) inScope(selector string) bool {
 	return ok && site.Matches(selector)
 }
 
-// ErrForeignFleet: the box remembers another fleet than the seed names.
-var ErrForeignFleet = errors.New("this machine belongs to another fleet")
+// Refusals of memory itself; those of slices are package release's.
+var (
+	// ErrForeignFleet: the box remembers another fleet than the seed names.
+	ErrForeignFleet = errors.New("this machine belongs to another fleet")
+	// errUnsaved: what was judged good could not be written, so it does not count yet.
+	errUnsaved = errors.New("judged good and not remembered")
+	// errEvicted: a release put this machine out, so nothing runs here.
+	errEvicted = errors.New("this machine is evicted")
+	// errKept: a kept slice is no file of ours.
+	errKept = errors.New("not what this machine wrote")
+)
 
 // recall opens the memory, or begins it from the seed of a machine that never had a release.
 func recall(anchors, state string, seed release.Seed, self fleet.MachineID) (*memory, error) {
-	m := &memory{anchors: anchors, state: state, self: self}
+	return recallOn(onDisk, anchors, state, seed, self)
+}
+
+func recallOn(disk rim, anchors, state string, seed release.Seed, self fleet.MachineID) (*memory, error) {
+	m := &memory{anchors: anchors, state: state, self: self, disk: disk}
 	for _, dir := range []string{anchors, state} {
 		if err := durable.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
@@ -72,10 +99,10 @@ func recall(anchors, state string, seed release.Seed, self fleet.MachineID) (*me
 	if err := m.readAnchor(seed); err != nil {
 		return nil, err
 	}
-	if err := m.readSlices(); err != nil {
+	if err := m.readKept("accepted.slice", "accepted.slice", m.reopenAccepted); err != nil {
 		return nil, err
 	}
-	return m, nil
+	return m, m.readApplied()
 }
 
 func (m *memory) readAnchor(seed release.Seed) error {
@@ -90,7 +117,7 @@ func (m *memory) readAnchor(seed release.Seed) error {
 	if m.anchor.FleetID != seed.FleetID {
 		return fmt.Errorf("%w: it remembers %s, the seed names %s", ErrForeignFleet, m.anchor.FleetID, seed.FleetID)
 	}
-	trust, err := os.ReadFile(m.trustFile())
+	trust, err := os.ReadFile(m.trustFile(m.anchor.TrustDigest))
 	if errors.Is(err, fs.ErrNotExist) {
 		trust, err = seed.Trust, nil // nothing but the seed was ever written
 	}
@@ -98,61 +125,96 @@ func (m *memory) readAnchor(seed release.Seed) error {
 		return fmt.Errorf("read the remembered trust: %w", err)
 	}
 	if m.trust, err = m.anchor.Trust(trust); err != nil {
-		m.trust = nil // written ahead of the anchor, or damaged: a slice has to bring what the anchor names
+		m.trust = nil // lost or damaged: a slice has to bring what the anchor names
 	}
 	return nil
 }
 
 func (m *memory) anchorFile() string  { return filepath.Join(m.anchors, "anchor.json") }
-func (m *memory) trustFile() string   { return filepath.Join(m.anchors, "trust.yaml") }
 func (m *memory) appliedFile() string { return filepath.Join(m.anchors, "applied.json") }
 
-// appliedNote stands beside the anchor and proves applied.slice, so that a
+func (m *memory) trustFile(d release.Digest) string {
+	return filepath.Join(m.anchors, "trust-"+short(d.String())+".yaml")
+}
+
+func appliedName(d release.Digest) string { return "applied-" + short(d.String()) + ".slice" }
+
+// appliedNote stands beside the anchor and proves the applied slice, so that a
 // disk that was swapped in cannot bring content of its own.
 type appliedNote struct {
 	N      uint64         `json:"n"`
 	Digest release.Digest `json:"digest"` // of the encoded slice
 }
 
-// readSlices reads what was accepted and applied. A slice that no longer
-// verifies is moved aside, and comes again by the link: its bytes prove nothing.
-func (m *memory) readSlices() error {
-	for _, s := range []struct {
-		name   string
-		reopen func([]byte) (*taken, error)
-		into   **taken
-	}{
-		{"accepted.slice", m.takeLocked, &m.accepted},
-		{"applied.slice", m.reopenApplied, &m.applied},
-	} {
-		file := filepath.Join(m.state, s.name)
-		encoded, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read a kept slice: %w", err)
-		}
-		t, err := s.reopen(encoded)
-		if err != nil {
-			if err := os.Rename(file, file+".refused"); err != nil {
-				return fmt.Errorf("move a damaged slice aside: %w", err)
-			}
-			continue
-		}
-		*s.into = t
+// readKept reads a slice of the state folder. One that does not verify is moved
+// aside as NAME.refused, and comes again by the link: its bytes prove nothing.
+func (m *memory) readKept(file, name string, reopen func([]byte) (*taken, error)) error {
+	path := filepath.Join(m.state, file)
+	encoded, err := readKeptFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
+	if err == nil {
+		_, err = reopen(encoded)
+	}
+	if err == nil || errors.Is(err, errUnsaved) {
+		return nil // unsaved: it stays where it is and does not count
+	}
+	aside := filepath.Join(m.state, name+".refused")
+	if err := os.RemoveAll(aside); err != nil {
+		return fmt.Errorf("make room for a damaged slice: %w", err)
+	}
+	if err := os.Rename(path, aside); err != nil {
+		return fmt.Errorf("move a damaged slice aside: %w", err)
+	}
+	return nil
+}
+
+// readKeptFile reads a bounded plain file: the disk may be somebody else's.
+func readKeptFile(path string) ([]byte, error) {
+	if st, err := os.Lstat(path); err != nil {
+		return nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s", errKept, st.Mode())
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readBounded(f, release.DefaultLimits().Slice)
+}
+
+func (m *memory) reopenAccepted(encoded []byte) (*taken, error) {
+	t, err := m.judge(encoded)
+	if err != nil {
+		return nil, err
+	}
+	return t, m.enter(t)
+}
+
+// readApplied reads the content that ran here, as far as the note beside the anchor proves it.
+func (m *memory) readApplied() error {
+	var note appliedNote
+	switch err := durable.ReadJSON(m.appliedFile(), &note); {
+	case err != nil, note.N > m.anchor.N: // damaged, or left by an anchor that is gone: it proves nothing
+		note = appliedNote{}
+	}
+	if err := m.readKept(appliedName(note.Digest), "applied.slice", func(encoded []byte) (t *taken, err error) {
+		t, err = m.reopenApplied(encoded, note)
+		m.applied = t
+		return t, err
+	}); err != nil {
+		return err
+	}
+	m.removeBut(filepath.Join(m.state, "applied-*.slice"), appliedName(note.Digest))
 	return nil
 }
 
 // reopenApplied takes the content that ran here. It was accepted once, so it
 // is not judged by what was accepted since: a later revocation of its signer
 // must not stop a site from running its last good content.
-func (m *memory) reopenApplied(encoded []byte) (*taken, error) {
-	var note appliedNote
-	if err := durable.ReadJSON(m.appliedFile(), &note); err != nil {
-		return nil, err
-	}
+func (m *memory) reopenApplied(encoded []byte, note appliedNote) (*taken, error) {
 	slice, err := release.DecodeSlice(encoded)
 	if err != nil {
 		return nil, err
@@ -175,14 +237,29 @@ func (m *memory) reopenApplied(encoded []byte) (*taken, error) {
 }
 
 // take verifies a slice that arrived and remembers it. The result tells by
-// Same whether it was known already.
+// Same whether it was known already. With errUnsaved it was good, and the disk
+// did not take it.
 func (m *memory) take(encoded []byte) (*taken, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.takeLocked(encoded)
+	t, err := m.judge(encoded)
+	if err != nil {
+		return nil, err
+	}
+	if t.Same && m.accepted != nil && m.accepted.Digest == t.Digest {
+		return t, nil
+	}
+	if err := m.disk.write(filepath.Join(m.state, "accepted.slice"), encoded, 0o600); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnsaved, err)
+	}
+	if err := m.enter(t); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
-func (m *memory) takeLocked(encoded []byte) (*taken, error) {
+// judge verifies a slice against the anchor. It changes nothing.
+func (m *memory) judge(encoded []byte) (*taken, error) {
 	slice, err := release.DecodeSlice(encoded)
 	if err != nil {
 		return nil, err
@@ -191,46 +268,82 @@ func (m *memory) takeLocked(encoded []byte) (*taken, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &taken{Accepted: a, Encoded: encoded, Digest: slice.Digest()}
-	if a.Same && m.accepted != nil && m.accepted.Digest == t.Digest {
-		return t, nil
-	}
-	if err := durable.WriteFile(filepath.Join(m.state, "accepted.slice"), encoded, 0o600); err != nil {
-		return nil, err
-	}
-	if err := m.writeAnchor(a.Anchor, a.TrustYAML); err != nil {
-		return nil, err
-	}
-	m.anchor, m.trust, m.accepted = a.Anchor, a.Trust, t
-	return t, nil
+	return &taken{Accepted: a, Encoded: encoded, Digest: slice.Digest()}, nil
 }
 
-// writeAnchor writes the trust before the anchor that names it: a crash
-// between them leaves newer trust under the old anchor, which is then not
-// believed, and the slice on disk brings it again.
+// enter writes the anchor for t, whose slice is on the disk, and from then on t
+// is what the machine goes by. What an evicted machine ran is forgotten at once,
+// so that no damage to the newest slice can bring it back.
+func (m *memory) enter(t *taken) error {
+	if !t.Same || m.trust == nil {
+		if err := m.writeAnchor(t.Anchor, t.TrustYAML); err != nil {
+			return fmt.Errorf("%w: %w", errUnsaved, err)
+		}
+	}
+	m.anchor, m.trust, m.accepted = t.Anchor, t.Trust, t
+	if t.Evicted {
+		if err := m.disk.remove(m.appliedFile()); err != nil {
+			return fmt.Errorf("%w: %w", errUnsaved, err)
+		}
+		m.applied = nil
+		m.removeBut(filepath.Join(m.state, "applied-*.slice"), "")
+	}
+	return nil
+}
+
+// writeAnchor writes the trust that the anchor names, then the anchor.
 func (m *memory) writeAnchor(a release.Anchor, trust []byte) error {
-	if err := durable.WriteFile(m.trustFile(), trust, 0o600); err != nil {
+	file := m.trustFile(a.TrustDigest)
+	if err := m.disk.write(file, trust, 0o600); err != nil {
 		return err
 	}
-	return durable.WriteJSON(m.anchorFile(), a, 0o600)
+	if err := m.saveAnchor(a); err != nil {
+		return err
+	}
+	m.removeBut(filepath.Join(m.anchors, "trust-*.yaml"), filepath.Base(file))
+	return nil
 }
 
-// setApplied remembers that t's content runs here: the slice, then the note
-// that proves it. A crash between the two loses the old content's slice, not
-// the new one's: accepted.slice still has it.
+func (m *memory) saveAnchor(a release.Anchor) error { return m.writeJSON(m.anchorFile(), a) }
+
+func (m *memory) writeJSON(path string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return m.disk.write(path, append(data, '\n'), 0o600)
+}
+
+// removeBut removes what no note names any more. What stays after a fault is
+// harmless, and removed next time.
+func (m *memory) removeBut(pattern, name string) {
+	files, _ := filepath.Glob(pattern) // the one error is a bad pattern
+	for _, f := range files {
+		if filepath.Base(f) != name {
+			_ = m.disk.remove(f)
+		}
+	}
+}
+
+// setApplied remembers that t's content runs here: the slice, then the note that proves it.
 func (m *memory) setApplied(t *taken) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.accepted != nil && m.accepted.Evicted {
+		return fmt.Errorf("remember release %d as applied: %w", t.Tag.Payload.N, errEvicted)
+	}
 	if m.applied != nil && m.applied.Digest == t.Digest {
 		return nil
 	}
-	if err := durable.WriteFile(filepath.Join(m.state, "applied.slice"), t.Encoded, 0o600); err != nil {
+	name := appliedName(t.Digest)
+	if err := m.disk.write(filepath.Join(m.state, name), t.Encoded, 0o600); err != nil {
 		return err
 	}
-	if err := durable.WriteJSON(m.appliedFile(), appliedNote{N: t.Tag.Payload.N, Digest: t.Digest}, 0o600); err != nil {
+	if err := m.writeJSON(m.appliedFile(), appliedNote{N: t.Tag.Payload.N, Digest: t.Digest}); err != nil {
 		return err
 	}
 	m.applied = t
+	m.removeBut(filepath.Join(m.state, "applied-*.slice"), name)
 	return nil
 }
 
@@ -243,7 +356,7 @@ func (m *memory) setGood(n uint64) error {
 	}
 	a := m.anchor
 	a.LastGood = n
-	if err := durable.WriteJSON(m.anchorFile(), a, 0o600); err != nil {
+	if err := m.saveAnchor(a); err != nil {
 		return err
 	}
 	m.anchor = a

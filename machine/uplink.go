@@ -27,6 +27,10 @@ const sliceHeader = "Holdfast-Slice"
 // callTimeout bounds one call on the control session.
 const callTimeout = time.Minute
 
+// largestOnControl bounds the body of a slice on the control session, packed: a
+// larger one is fetched on bulk. A hub may hold 32 streams at once.
+const largestOnControl = 128 << 10
+
 // uplink is the machine's side of the link.
 type uplink struct {
 	*Machine
@@ -34,12 +38,17 @@ type uplink struct {
 	bulk    *http.Client
 	kick    chan struct{} // a new session may need the whole report
 
-	mu   sync.Mutex   // guards what follows
-	sent *wire.Report // the last that the hub has taken; nil: it needs the whole
+	judging  chan struct{} // one token: one slice is unpacked and judged at a time
+	fetching chan struct{} // one token: one large slice is fetched at a time,
+	queued   chan struct{} // and one more may wait for that
+
+	mu     sync.Mutex   // guards what follows
+	listed bool         // the hub takes our reports; a stranger's it does not
+	sent   *wire.Report // the last that the hub has taken; nil: it needs the whole
 }
 
 func (m *Machine) bootUplink(ctx context.Context) error {
-	u := &uplink{Machine: m, kick: make(chan struct{}, 1)}
+	u := &uplink{Machine: m, kick: make(chan struct{}, 1), judging: make(chan struct{}, 1), fetching: make(chan struct{}, 1), queued: make(chan struct{}, 2)}
 	m.keeper = link.NewKeeper(link.KeeperConfig{
 		Identity: m.identity,
 		Hubs:     m.hubs,
@@ -66,8 +75,14 @@ func ended(ctx context.Context, err error) error {
 
 // hubs lists where to dial, by what is trusted now. Hints change addresses, never keys.
 func (m *Machine) hubs() []link.Hub {
+	trust := m.memory.currentTrust()
+	if trust == nil {
+		// The trust that the anchor names is lost with the disk, and only a slice
+		// brings it back: the seed's hubs may carry one, since it proves itself.
+		_, trust, _ = m.seed.Anchor()
+	}
 	var pins []link.Pin
-	if trust := m.memory.currentTrust(); trust != nil {
+	if trust != nil {
 		for _, h := range trust.Hubs {
 			if pin, err := link.ParsePin(h.Pin); err == nil {
 				pins = append(pins, pin)
@@ -134,7 +149,7 @@ func (u *uplink) greet(ctx context.Context, s link.Session) error {
 		return err
 	}
 	u.mu.Lock()
-	u.sent = nil
+	u.sent, u.listed = nil, reply.Listed
 	if reply.Reported == report.Seq {
 		u.sent = &report
 	}
@@ -182,7 +197,11 @@ func (u *uplink) takeSlice(w http.ResponseWriter, r *http.Request) {
 		go u.fetchSlice(context.WithoutCancel(r.Context()), named)
 		return
 	}
-	body, err := readBounded(r.Body)
+	// A hub that drips holds one of its own streams, and not for long.
+	stream := http.NewResponseController(w)
+	_ = stream.SetReadDeadline(time.Now().Add(callTimeout))
+	body, err := readBounded(r.Body, largestOnControl)
+	_ = stream.SetReadDeadline(time.Time{})
 	if err != nil {
 		wire.Refuse(w, http.StatusRequestEntityTooLarge, err.Error())
 		return
@@ -192,18 +211,21 @@ func (u *uplink) takeSlice(w http.ResponseWriter, r *http.Request) {
 		wire.Write(w, http.StatusConflict, wire.Refusal{Reason: "the dictionary is not here", Have: held})
 		return
 	}
-	if err := u.judgeSlice(body, dictionary); err != nil {
+	err = u.judgeSlice(body, dictionary)
+	switch {
+	case errors.Is(err, errUnsaved): // our fault, and worth a second try
+		wire.Refuse(w, http.StatusServiceUnavailable, err.Error())
+	case err != nil:
 		wire.Refuse(w, http.StatusUnprocessableEntity, err.Error())
-		return
+	default:
+		w.WriteHeader(http.StatusNoContent)
 	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
-func readBounded(r io.Reader) ([]byte, error) {
-	limit := release.DefaultLimits().Slice
+func readBounded(r io.Reader, limit int) ([]byte, error) {
 	body, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
 	if err == nil && len(body) > limit {
-		err = fmt.Errorf("a slice has at most %d bytes", limit)
+		err = fmt.Errorf("%w: a slice has at most %d bytes here", release.ErrOversized, limit)
 	}
 	return body, err
 }
@@ -215,10 +237,10 @@ func (u *uplink) dictionary(named string) (bytes []byte, held string, ok bool) {
 	if accepted != nil {
 		held = accepted.Digest.String()
 	}
-	switch named {
-	case "":
+	switch {
+	case named == "":
 		return nil, held, true
-	case held:
+	case held != "" && wire.DictionaryName(named) == wire.DictionaryName(held):
 		return accepted.Encoded, held, true
 	}
 	return nil, held, false
@@ -226,6 +248,8 @@ func (u *uplink) dictionary(named string) (bytes []byte, held string, ok bool) {
 
 // judgeSlice verifies and remembers a slice, and sets to work what follows.
 func (u *uplink) judgeSlice(body, dictionary []byte) error {
+	u.judging <- struct{}{}
+	defer func() { <-u.judging }()
 	encoded, err := release.Decompress(body, dictionary, release.DefaultLimits().Slice)
 	if err == nil {
 		var t *taken
@@ -240,17 +264,25 @@ func (u *uplink) judgeSlice(body, dictionary []byte) error {
 	return err
 }
 
-// fetchSlice brings a large slice on the bulk session. What goes wrong is in
-// the log and the report; the hub offers again when the machine says hello.
+// fetchSlice brings a large slice on the bulk session. What goes wrong is in the
+// log and the report; the hub offers again when the machine says hello.
 func (u *uplink) fetchSlice(ctx context.Context, named string) {
+	select {
+	case u.queued <- struct{}{}:
+		defer func() { <-u.queued }()
+	default:
+		return // one waits already, and brings what is newest when its turn comes
+	}
+	u.fetching <- struct{}{}
+	defer func() { <-u.fetching }()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	if err := u.fetchSliceOnce(ctx, named); err != nil {
+	if err := u.fetchSliceOnce(ctx); err != nil {
 		u.log.Warn("fetch a slice", "digest", short(named), "err", err)
 	}
 }
 
-func (u *uplink) fetchSliceOnce(ctx context.Context, named string) error {
+func (u *uplink) fetchSliceOnce(ctx context.Context) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+link.Host+wire.PathSlice, nil)
 	if err != nil {
 		return err
@@ -266,7 +298,7 @@ func (u *uplink) fetchSliceOnce(ctx context.Context, named string) error {
 	if response.StatusCode != http.StatusOK {
 		return wire.Answer(response, nil)
 	}
-	body, err := readBounded(response.Body)
+	body, err := readBounded(response.Body, release.DefaultLimits().Slice)
 	if err != nil {
 		return err
 	}
@@ -284,15 +316,12 @@ func (m *Machine) arrived(t *taken) {
 	m.console.show("release", fmt.Sprintf("%d of %s, signed by %s", p.N, p.Time.UTC().Format(time.DateTime), t.Signer.Name))
 	m.console.show("fault", "")
 	m.reporter.condition("release", nil)
+	m.door.authority.Recheck() // whom this release revokes is cut now
 	m.content.wake()
 }
 
 // openRelay has a relay session open, so that the hub can open streams on it.
 func (u *uplink) openRelay(w http.ResponseWriter, r *http.Request) {
-	var request wire.RelayRequest
-	if wire.Read(w, r, &request) != nil {
-		return
-	}
 	if _, err := u.keeper.Relay(r.Context()); err != nil {
 		wire.Refuse(w, http.StatusBadGateway, err.Error())
 		return
@@ -334,9 +363,9 @@ func (u *uplink) reports(ctx context.Context) error {
 	for {
 		report, changed := u.reporter.now()
 		u.mu.Lock()
-		sent := u.sent
+		sent, listed := u.sent, u.listed
 		u.mu.Unlock()
-		if sent == nil || sent.Seq != report.Seq {
+		if listed && (sent == nil || sent.Seq != report.Seq) {
 			if err := u.send(ctx, sent, report); err != nil {
 				u.log.Debug("a report waits", "err", err)
 				if !pause(ctx, 2*time.Second) {
