@@ -154,7 +154,7 @@ func (k *keeper) startHub() (*exec.Cmd, error) {
 		outside.Close()
 		return nil, fmt.Errorf("hub: %w", err)
 	}
-	cmd, err := k.command(k.lab.hub(), w.Holdfast, "hub", "serve", "--data", k.lab.HubDir(), "--fleet", w.Fleet,
+	cmd, err := command(k.lab.hub(), w.Holdfast, "hub", "serve", "--data", k.lab.HubDir(), "--fleet", w.Fleet,
 		"--key", k.lab.path("hub.key"), "--seed", k.lab.path("seed.json"), "--metrics-open")
 	if err != nil {
 		return nil, err
@@ -182,8 +182,8 @@ func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
 	if err := k.world.AddLAN(lan, netip.PrefixFrom(m.Gateway(), 24)); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", key, err)
 	}
-	cmd, err := k.command(k.lab.machine(*m), w.Machined, "hosted",
-		"--root", k.lab.MachineDir(*m), "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
+	cmd, err := command(k.lab.machine(*m), w.Machined, "hosted",
+		"--root", k.lab.MachineDir(*m), "--folder", m.Folder, "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
 		"--bridge", world.Bridge(lan), "--address", m.Address().String()+"/24", "--gateway", m.Gateway().String(),
 		"--memory", strconv.FormatInt(m.Memory, 10), "--network-fd", "3",
 		"--keep-lock", k.lab.keeper().lock, "--keep", w.Holdfast+" lab keeper --dir "+k.lab.Dir)
@@ -205,7 +205,7 @@ func (l Lab) hostName(m Machine) string {
 }
 
 // command is a process of the lab: in a session of its own, its output in its log.
-func (k *keeper) command(u unit, program string, args ...string) (*exec.Cmd, error) {
+func command(u unit, program string, args ...string) (*exec.Cmd, error) {
 	log, err := os.OpenFile(u.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the log of %s: %w", u.name, err)
@@ -250,26 +250,19 @@ func (l Lab) Start(w *Wanted) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
 	// Machines that outlived a keeper hold a network that a new keeper does not know: they begin again.
 	for _, m := range w.Machines {
 		if err := end(context.Background(), l.machine(m)); err != nil {
+			lock.Close()
 			return err
 		}
 	}
-	cmd := exec.Command(w.Holdfast, "lab", "keeper", "--dir", l.Dir)
-	log, err := os.OpenFile(l.keeper().log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	cmd, err := command(l.keeper(), w.Holdfast, "lab", "keeper", "--dir", l.Dir)
 	if err != nil {
+		lock.Close()
 		return err
 	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.ExtraFiles = []*os.File{lock.File()}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the keeper: %w", err)
-	}
-	return cmd.Process.Release()
+	return lock.Start(cmd)
 }
 
 // terminate asks a unit's process to end, if it lives.

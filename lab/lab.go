@@ -60,6 +60,9 @@ type Machine struct {
 	LAN    int    `json:"lan"`    // number of the site's LAN, 0 to 199
 	Host   int    `json:"host"`   // last byte of its LAN address
 	Memory int64  `json:"memory"` // bytes that the machine believes it has
+	// Folder is what the machine sees as /machine: its key, seed and console. It
+	// is the box itself, and so outlives the lab, which is only its disks.
+	Folder string `json:"folder"`
 }
 
 // Address is the machine's address on its site's LAN.
@@ -77,11 +80,8 @@ func (m Machine) Key() string { return m.Site + "." + m.Name }
 
 func (l Lab) path(parts ...string) string { return filepath.Join(append([]string{l.Dir}, parts...)...) }
 
-// MachineDir is the folder of a machine: disks, log, and its own folder.
+// MachineDir is the folder of a machine's disks.
 func (l Lab) MachineDir(m Machine) string { return l.path("machines", m.Key()) }
-
-// MachineFolder is what the machine sees as /machine: its key, seed and console.
-func (l Lab) MachineFolder(m Machine) string { return filepath.Join(l.MachineDir(m), "machine") }
 
 // HubDir is the hub's folder.
 func (l Lab) HubDir() string { return l.path("hub") }
@@ -166,8 +166,9 @@ func (w *Wanted) Find(key string) (*Machine, error) {
 	return nil, fmt.Errorf("no machine %q in this lab; it has %s", key, strings.Join(names, ", "))
 }
 
-// Add wants one more machine at site and returns it; an existing one is returned as it is.
-func (w *Wanted) Add(site, name string, memory int64) *Machine {
+// Add wants one more machine at site and returns it; an existing one is returned
+// as it is. Boxes is where the folders of machines are.
+func (w *Wanted) Add(site, name string, memory int64, boxes string) *Machine {
 	used := map[string]int{}
 	next, host := 0, 11
 	for i := range w.Machines {
@@ -185,7 +186,9 @@ func (w *Wanted) Add(site, name string, memory int64) *Machine {
 	if !ok {
 		lan = next
 	}
-	w.Machines = append(w.Machines, Machine{Site: site, Name: name, Run: true, LAN: lan, Host: host, Memory: memory})
+	m := Machine{Site: site, Name: name, Run: true, LAN: lan, Host: host, Memory: memory}
+	m.Folder = filepath.Join(boxes, m.Key())
+	w.Machines = append(w.Machines, m)
 	return &w.Machines[len(w.Machines)-1]
 }
 

@@ -35,7 +35,7 @@ func (l Lab) Prepare(w *Wanted, seed any, hubKey []byte) error {
 	}
 	hints := map[string][]string{"hubs": {HubAddress}}
 	for _, m := range w.Machines {
-		folder := l.MachineFolder(m)
+		folder := m.Folder
 		if err := durable.MkdirAll(folder, 0o700); err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func writeNew(path string, write func(string) error) error {
 
 // Console is what a machine's console shows; "" before its first start.
 func (l Lab) Console(m Machine) string {
-	b, err := os.ReadFile(filepath.Join(l.MachineFolder(m), "console"))
+	b, err := os.ReadFile(filepath.Join(m.Folder, "console"))
 	if err != nil {
 		return ""
 	}

@@ -67,9 +67,10 @@ func runHosted(ctx context.Context, args []string) error {
 		return err
 	}
 	var spec hosted.Spec
-	var address, gateway, keepLock, keep, worldFD string
+	var folder, address, gateway, keepLock, keep, worldFD string
 	flags := flag.NewFlagSet("machined hosted", flag.ContinueOnError)
 	flags.StringVar(&spec.Root, "root", "", "the machine's folder on this host (required)")
+	flags.StringVar(&folder, "folder", "", "the machine's own folder, with its key and seed; default: ROOT/machine")
 	flags.StringVar(&spec.Name, "name", "", "name, unique on this host, a DNS label (required)")
 	flags.StringVar(&spec.Hostname, "hostname", "", "host name inside; default: name")
 	flags.StringVar(&spec.Bin, "system", "", "folder with kube, containerd and the rest: bin/system (required)")
@@ -110,8 +111,11 @@ func runHosted(ctx context.Context, args []string) error {
 		}
 		spec.Network.Namespace = os.NewFile(uintptr(fd), "network")
 	}
-	spec.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	folder := filepath.Join(spec.Root, "machine")
+	spec.Log = logger()
+	spec.Env = append(spec.Env, "HOLDFAST_LOG="+os.Getenv("HOLDFAST_LOG"))
+	if folder == "" {
+		folder = filepath.Join(spec.Root, "machine")
+	}
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return err
 	}
@@ -157,6 +161,15 @@ func runInner(ctx context.Context) error {
 	return machine.Run(ctx, machine.Config{
 		Folder: "/machine", StateDir: in.State, DataDir: in.Data, RunDir: "/run/holdfast", BinDir: "/opt/holdfast",
 		Hostname: in.Hostname, Hosted: true, Memory: in.Memory,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Log: logger(),
 	})
+}
+
+// logger writes to standard error; HOLDFAST_LOG=debug says more.
+func logger() *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(os.Getenv("HOLDFAST_LOG"))); err != nil {
+		level = slog.LevelInfo
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }

@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-edge/holdfast/fleet"
+	"github.com/holdfast-edge/holdfast/link/operator"
+	"github.com/holdfast-edge/holdfast/link/wire"
+)
+
+func (e *env) status() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:     "status [SITE...]",
+		Short:   "show what the sites run, as the hub last heard of them",
+		GroupID: "sites",
+		Long: `Status asks the hub what it heard of the sites. The hub is a courier: what it says is
+telemetry, not proof. Offline, waiting, staging and refused are four states, none of
+them failed or done.`,
+		Example:           "  holdfast status\n  holdfast status berlin-0417 --watch\n  holdfast status --output json | jq .sites[].state",
+		Args:              args(cobra.ArbitraryArgs),
+		ValidArgsFunction: e.completeSites,
+		RunE:              func(c *cobra.Command, a []string) error { return e.runStatus(c.Context(), a, watch) },
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show each change")
+	cmd.Flags().StringVar(&e.hub, "hub", "", "address of the hub, host:port, instead of fleet.yaml's")
+	cmd.Flags().StringVar(&e.key, "key", "", "SSH key of an operator")
+	return cmd
+}
+
+// console opens a session with the hub, as an operator who may read.
+func (e *env) console(ctx context.Context, roles ...string) (*repo, *fleet.Fleet, *operator.Client, error) {
+	r, err := e.repo(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	f, err := load(workTree(r.dir))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	signer, err := e.operator(ctx, r, f.Trust)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	c, err := e.anyHub(ctx, r, f, signer, roles...)
+	return r, f, c, err
+}
+
+func (e *env) runStatus(ctx context.Context, sites []string, watch bool) error {
+	_, f, c, err := e.console(ctx, operator.Read)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for _, name := range sites {
+		if _, err := site(f, name); err != nil {
+			return err
+		}
+	}
+	cursor := ""
+	for {
+		s, err := fetchStatus(ctx, c, cursor)
+		if err != nil {
+			return unreachable(err, "the hub")
+		}
+		if err := e.showStatus(s, sites, watch); err != nil || !watch {
+			return err
+		}
+		cursor = s.Cursor
+	}
+}
+
+// fetchStatus asks once; with a cursor it waits for a change.
+func fetchStatus(ctx context.Context, c *operator.Client, cursor string) (*wire.Status, error) {
+	path := "/v1/status"
+	if cursor != "" {
+		path += "?watch=" + url.QueryEscape(cursor)
+	}
+	var s wire.Status
+	return &s, c.Call(ctx, http.MethodGet, path, nil, &s)
+}
+
+func (e *env) showStatus(s *wire.Status, only []string, watch bool) error {
+	s.Sites = selected(s.Sites, only)
+	if e.output == "json" {
+		return e.printJSON(s)
+	}
+	if watch && interactive(e.out) {
+		fmt.Fprint(e.out, "\x1b[H\x1b[2J")
+	}
+	return writeStatus(e.out, s)
+}
+
+func selected(sites []wire.SiteStatus, only []string) []wire.SiteStatus {
+	if len(only) == 0 {
+		return sites
+	}
+	var kept []wire.SiteStatus
+	for _, s := range sites {
+		for _, name := range only {
+			if s.Name == name || s.Dir == strings.TrimSuffix(name, "/") {
+				kept = append(kept, s)
+			}
+		}
+	}
+	return kept
+}
+
+func writeStatus(w io.Writer, s *wire.Status) error {
+	fmt.Fprintf(w, "release %d, by the hub's word of %s\n", s.Head.N, s.Time.Local().Format(time.TimeOnly))
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SITE\tSTATE\tRELEASE\tMACHINE\tLINK\tSINCE\tAPPS\tDETAIL")
+	empty := 0
+	for _, site := range s.Sites {
+		if len(site.Machines) == 0 {
+			empty++
+			continue
+		}
+		for _, m := range site.Machines {
+			link := "down"
+			if m.Online {
+				link = "up"
+			}
+			fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", site.Name, site.State, m.N, m.Name, link, since(m.Since), apps(m.Apps), detail(m))
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if empty > 0 {
+		fmt.Fprintf(w, "%d sites have no machine yet\n", empty)
+	}
+	if s.Quarantine > 0 {
+		fmt.Fprintf(w, "%d machines in quarantine: holdfast adopt SITE CODE takes one in\n", s.Quarantine)
+	}
+	return nil
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return time.Since(t).Round(time.Second).String()
+}
+
+func apps(list []wire.AppStatus) string {
+	var parts []string
+	for _, a := range list {
+		text := a.Name
+		if a.Version != "" {
+			text += " " + a.Version
+		}
+		if a.Phase != wire.OK {
+			text += " (" + string(a.Phase) + ")"
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// detail is the one thing that a person should know of a machine.
+func detail(m wire.MachineStatus) string {
+	for _, c := range m.Conditions {
+		if !c.OK {
+			return c.Name + ": " + c.Detail
+		}
+	}
+	if m.Detail != "" {
+		return m.Detail
+	}
+	for _, a := range m.Apps {
+		if a.Phase != wire.OK && a.Detail != "" {
+			return a.Name + ": " + a.Detail
+		}
+	}
+	if m.Unverified {
+		return "adopted without its code"
+	}
+	return ""
+}
