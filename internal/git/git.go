@@ -231,11 +231,15 @@ func (r *Repo) Commit(ctx context.Context, msg string, paths ...string) (commit 
 	return r.Head(ctx)
 }
 
-// literal keeps `*` and `:` in paths from meaning anything to git.
+// literal keeps `*` and `:` in paths from meaning anything to git. The top itself is
+// spelled "", for with "." git would look for a file of that name.
 func literal(paths []string) []string {
 	out := make([]string, len(paths))
 	for i, p := range paths {
-		out[i] = ":(top,literal)" + filepath.ToSlash(p)
+		if p = filepath.ToSlash(p); p == "." {
+			p = ""
+		}
+		out[i] = ":(top,literal)" + p
 	}
 	return out
 }

@@ -340,6 +340,9 @@ func TestDirtyAndCommit(t *testing.T) {
 		if dirty, err = r.Dirty(ctx, "infra"); err != nil || len(dirty) != 2 {
 			t.Errorf("dirty below infra: got %v, %v", dirty, err)
 		}
+		if dirty, err = r.Dirty(ctx, "."); err != nil || len(dirty) != 3 {
+			t.Errorf("dirty below the top: got %v, %v", dirty, err)
+		}
 		if _, err := r.Commit(ctx, "fleet: change", "infra/fleet"); err != nil {
 			t.Fatal(err)
 		}
