@@ -90,6 +90,9 @@ func (r *repo) judge(ctx context.Context, name string) (*release.Tag, *fleet.Tru
 	if err != nil {
 		return nil, nil, err
 	}
+	if t.Payload.N < anchor.N {
+		return nil, nil, hint(fmt.Errorf("%w: this is release %d, and you have seen release %d", release.ErrOld, t.Payload.N, anchor.N), "git fetch --tags; a repository that forgot a release is no place to take one from")
+	}
 	if anchor.N == t.Payload.N && anchor.Payload != t.Digest() {
 		return nil, nil, fmt.Errorf("%w: you have seen release %d with digest %s", release.ErrFork, anchor.N, anchor.Payload)
 	}
