@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -403,9 +404,15 @@ func (st *Stream) Close() error {
 // for as long as the class lets a half-closed stream live.
 func (st *Stream) CloseWrite() error { return st.Stream.Close() }
 
-// Read implements net.Conn; the end of the session reads as its reason.
+// Read implements net.Conn; the end of the session reads as its reason. A
+// deadline that passed is os.ErrDeadlineExceeded, as on every connection: yamux
+// calls it permanent, upon which TLS inside of a stream would never read again
+// (net/http lets a deadline pass after each request).
 func (st *Stream) Read(b []byte) (int, error) {
 	n, err := st.Stream.Read(b)
+	if errors.Is(err, yamux.ErrTimeout) {
+		return n, os.ErrDeadlineExceeded
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return n, st.session.ended(err)
 	}
