@@ -184,8 +184,11 @@ func (h *Hub) takeReport(ctx context.Context, m *machine, update wire.Update) er
 	}
 	m.mu.Lock()
 	m.report, m.reported = next, now
+	overtaken := next.N < m.held.n // written before the machine took its last slice
 	m.mu.Unlock()
-	h.learnHeld(m, next.Slice, next.N)
+	if !overtaken {
+		h.learnHeld(m, next.Slice, next.N)
+	}
 	h.roster.touch()
 	return nil
 }

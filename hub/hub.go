@@ -23,11 +23,11 @@
 // # Calls of machines
 //
 // On control: POST /v1/hello and /v1/report (package wire). The hub calls PUT
-// /v1/slice with a zstd body, made against the slice that the header Holdfast-Dictionary
-// names, if there is one; POST /v1/relay. When a slice is larger than 64 KiB packed,
+// /v1/slice with a zstd body, made against the slice that wire.DictionaryHeader names,
+// if there is one; POST /v1/relay. When a slice is larger than 64 KiB packed,
 // the PUT has an empty body and the header Holdfast-Slice with the slice's digest: the
 // machine answers 202 and fetches it on bulk, GET /v1/slice, where it names what it
-// holds by Holdfast-Dictionary and the answer says in the same header what was used.
+// holds by wire.DictionaryHeader and the answer says in the same header what was used.
 // What it then holds it says in its next report. On bulk also: GET /v2/… by digest.
 //
 // # Calls of operators

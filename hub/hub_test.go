@@ -157,9 +157,14 @@ func TestLargeSliceGoesByBulk(t *testing.T) {
 	w.files[fleetgen.SiteDir(0)+"/patches/more.txt"] = []byte("more")
 	r.mustPush(w.release())
 	m.waitRelease(2)
+	// Once more by bulk, now against what it holds: much is new, but not all.
+	r.waitFor("it is known to hold 2", func() bool { return r.held(id.ID()) == 2 })
+	w.files[fleetgen.SiteDir(0)+"/patches/more.txt"] = random(t, 80<<10)
+	r.mustPush(w.release())
+	m.waitRelease(3)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.taken[0] < largestOnWire || m.taken[1] > 2000 {
+	if m.taken[0] < largestOnWire || m.taken[1] > 2000 || m.taken[2] < largestOnWire || m.taken[2] > 90<<10 {
 		t.Errorf("taken %v", m.taken)
 	}
 }

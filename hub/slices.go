@@ -23,6 +23,7 @@ const (
 	deliveries      = 256              // machines that are given a slice at the same time
 	deliveryTime    = 3 * time.Minute  // for one, on the worst of links
 	deliveryRetry   = 30 * time.Second // after a failure while the machine stays connected
+	bulkRetry       = 2 * time.Minute  // after a slice was named that is to be fetched on bulk
 	largestOnWire   = 64 << 10         // packed; larger ones go by bulk
 	cutterMemory    = 128 << 20        // encoded slices that are kept
 	sliceHeader     = "Holdfast-Slice" // names a slice to be fetched on bulk
@@ -98,7 +99,7 @@ func (h *Hub) putSlice(ctx context.Context, m *machine, want, dictionary *cut, b
 	case large:
 		req.Header.Set(sliceHeader, want.digest.String())
 	case dictionary != nil:
-		req.Header.Set(wire.DictionaryHeader, dictionary.digest.String())
+		req.Header.Set(wire.DictionaryHeader, wire.DictionaryName(dictionary.digest.String()))
 	}
 	h.metrics.sliceBytes.Add(float64(len(body)))
 	return m.call(req)
@@ -110,7 +111,10 @@ func (h *Hub) answered(m *machine, resp *http.Response, taken held) (again bool,
 	if err == nil {
 		if resp.StatusCode == http.StatusAccepted {
 			h.metrics.slices.WithLabelValues("bulk").Inc()
-			return false, nil // it fetches, and reports what it then holds
+			// It fetches, and reports what it then holds. Should that not happen, or
+			// should it have been busy with an older one, it is told again.
+			time.AfterFunc(bulkRetry, func() { h.deliverer.add(m) })
+			return false, nil
 		}
 		h.metrics.slices.WithLabelValues("taken").Inc()
 		m.hold(taken)
@@ -197,7 +201,7 @@ func (h *Hub) sendSlice(w http.ResponseWriter, r *http.Request, m *machine) {
 	has := m.held
 	m.mu.Unlock()
 	var dictionary *cut
-	if named := r.Header.Get(wire.DictionaryHeader); named != "" && named == has.slice.String() {
+	if named := r.Header.Get(wire.DictionaryHeader); named != "" && wire.DictionaryName(named) == wire.DictionaryName(has.slice.String()) {
 		dictionary = h.recut(r.Context(), now, has)
 	}
 	body, err := h.cutter.compress(r.Context(), want, dictionary)
@@ -206,7 +210,7 @@ func (h *Hub) sendSlice(w http.ResponseWriter, r *http.Request, m *machine) {
 		return
 	}
 	if dictionary != nil {
-		w.Header().Set(wire.DictionaryHeader, dictionary.digest.String())
+		w.Header().Set(wire.DictionaryHeader, wire.DictionaryName(dictionary.digest.String()))
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	h.metrics.sliceBytes.Add(float64(len(body)))

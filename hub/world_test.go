@@ -414,7 +414,7 @@ func (m *fake) accept(body []byte, dictionary string) error {
 		have = release.Digest(sha256.Sum256(m.slice)).String()
 	}
 	if dictionary != "" {
-		if against = m.slice; dictionary != have {
+		if against = m.slice; dictionary != wire.DictionaryName(have) {
 			return errHave(have)
 		}
 	}
@@ -442,7 +442,17 @@ func (m *fake) accept(body []byte, dictionary string) error {
 }
 
 func (m *fake) fetchSlice() {
-	resp, err := link.Client(m.keeper.OpenBulk, time.Minute).Get("http://" + link.Host + wire.PathSlice)
+	req, err := http.NewRequest(http.MethodGet, "http://"+link.Host+wire.PathSlice, nil)
+	if err != nil {
+		m.t.Error(err)
+		return
+	}
+	m.mu.Lock()
+	if m.slice != nil {
+		req.Header.Set(wire.DictionaryHeader, release.Digest(sha256.Sum256(m.slice)).String())
+	}
+	m.mu.Unlock()
+	resp, err := link.Client(m.keeper.OpenBulk, time.Minute).Do(req)
 	if err != nil {
 		return
 	}
