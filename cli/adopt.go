@@ -132,6 +132,9 @@ func findGuest(ctx context.Context, c *operator.Client, code, unverified string)
 		if unverified != "" && string(g.ID) != unverified || unverified == "" && !link.MatchCode(g.ID, code) {
 			continue
 		}
+		if len(g.Introduction) == 0 {
+			return g, nil, hint(fmt.Errorf("%s has just come and not introduced itself yet", link.Code(g.ID)), "try again in a moment")
+		}
 		in, err := wire.ParseIntroduction(g.Introduction)
 		if err != nil {
 			return g, nil, coded(CodeRefused, fmt.Errorf("the hub's introduction of %s: %w", link.Code(g.ID), err))

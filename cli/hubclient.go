@@ -147,11 +147,7 @@ func (e *env) deliver(ctx context.Context, r *repo, t *release.Tag, answer *rele
 			e.printf("pushed %s to origin\n", name)
 		}
 	}
-	if err := e.handOver(ctx, r, t, answer); err != nil {
-		return err
-	}
-	// Not before: of two that sign N at the same moment one must forget his own.
-	return raiseAnchor(t)
+	return e.handOver(ctx, r, t, answer)
 }
 
 func (e *env) handOver(ctx context.Context, r *repo, t *release.Tag, answer *released) error {
@@ -188,7 +184,8 @@ func (e *env) handOver(ctx context.Context, r *repo, t *release.Tag, answer *rel
 	for _, err := range faults {
 		fmt.Fprintf(e.err, "holdfast: %v\n", err)
 	}
-	return nil
+	// Not before: of two that sign N at the same moment one must forget his own.
+	return raiseAnchor(t)
 }
 
 func (e *env) pushTo(ctx context.Context, f *fleet.Fleet, address string, objects release.Objects, t *release.Tag, answer *released) error {

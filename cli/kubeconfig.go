@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/operator"
@@ -92,17 +93,28 @@ func (e *env) runKubectl(ctx context.Context, a []string, o accessOptions) error
 	if len(a) == 0 {
 		return &Error{Err: errors.New("name a site"), Hint: "holdfast kubectl SITE get pods -A", Code: CodeUsage}
 	}
-	config, err := e.cachedAccess(ctx, a[0], o)
-	if err != nil {
-		return err
-	}
 	path, first, err := kubectlProgram()
 	if err != nil {
 		return err
 	}
+	config, err := e.access(ctx, a[0], o)
+	if err != nil {
+		return err
+	}
+	file, err := os.CreateTemp("", "holdfast-*.kubeconfig") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	if _, err = file.Write(config); err == nil {
+		err = file.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("write a kubeconfig: %w", err)
+	}
 	cmd := exec.CommandContext(ctx, path, append(first, a[1:]...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.in, e.out, e.err
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+config)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+file.Name())
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
 	err = cmd.Run()
@@ -124,36 +136,6 @@ func kubectlProgram() (string, []string, error) {
 	return path, nil, hint(err, "make system builds one, or put kubectl on the PATH")
 }
 
-// cachedAccess keeps a kubeconfig for as long as its credential is good, so
-// that a second kubectl costs no signature and no round trip.
-func (e *env) cachedAccess(ctx context.Context, name string, o accessOptions) (string, error) {
-	dir, err := e.fleetDir()
-	if err != nil {
-		return "", err
-	}
-	f, err := load(workTree(dir))
-	if err != nil {
-		return "", err
-	}
-	folder, err := notes(f.ID)
-	if err != nil {
-		return "", err
-	}
-	way := "hub"
-	if o.address != "" {
-		way = "lan"
-	}
-	file := filepath.Join(folder, fmt.Sprintf("%s.%s.kubeconfig", filepath.Base(name), way))
-	if info, err := os.Stat(file); err == nil && time.Since(info.ModTime()) < o.life/2 && e.hub == "" && o.address == "" {
-		return file, nil
-	}
-	config, err := e.access(ctx, name, o)
-	if err != nil {
-		return "", err
-	}
-	return file, durable.WriteFile(file, config, 0o600)
-}
-
 // access gets a credential from the first machine of the site that answers.
 func (e *env) access(ctx context.Context, name string, o accessOptions) ([]byte, error) {
 	r, err := e.repo(ctx)
@@ -168,26 +150,37 @@ func (e *env) access(ctx context.Context, name string, o accessOptions) ([]byte,
 	if err != nil {
 		return nil, err
 	}
+	var config []byte
+	err = e.eachMachine(ctx, f, s, o.address, r, func(ctx context.Context, c *operator.Client, address string) error {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return err
+		}
+		config, err = credential(ctx, c, key, address, o.life)
+		return err
+	})
+	return config, err
+}
+
+// eachMachine opens a session with the control planes of a site, through the
+// hubs or at an address on its LAN, until one call of use succeeds.
+func (e *env) eachMachine(ctx context.Context, f *fleet.Fleet, s *fleet.Site, lan string, r *repo, use func(context.Context, *operator.Client, string) error) error {
 	if len(s.Machines) == 0 {
-		return nil, hint(fmt.Errorf("site %s has no machine", s.Name), "holdfast adopt %s CODE", s.Name)
+		return hint(fmt.Errorf("site %s has no machine", s.Name), "holdfast adopt %s CODE", s.Name)
 	}
 	signer, err := e.operator(ctx, r, f.Trust)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	addresses := []string{withPort(o.address, machinePort)}
-	if o.address == "" {
+	addresses := []string{withPort(lan, machinePort)}
+	if lan == "" {
 		if addresses, err = e.hubAddresses(r.GitDir(), f); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	identity, err := clientIdentity(f.ID)
 	if err != nil {
-		return nil, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
+		return err
 	}
 	var faults []error
 	for _, address := range addresses {
@@ -197,25 +190,25 @@ func (e *env) access(ctx context.Context, name string, o accessOptions) ([]byte,
 			}
 			pin, err := link.MachinePin(m.ID)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			c, err := operator.Open(ctx, operator.ClientConfig{
 				Fleet: f.ID, Signer: signer, Roles: []string{operator.Read},
 				Dial: link.DialConfig{Address: address, ServerName: link.MachineName(m.ID, f.ID).String(), Identity: identity, Pins: []link.Pin{pin}},
 			})
-			if err == nil {
-				config, err := credential(ctx, c, key, address, o.life)
-				c.Close()
-				if err == nil {
-					return config, nil
-				}
-				faults = append(faults, fmt.Errorf("machine %s: %w", m.Name, err))
+			if err != nil {
+				faults = append(faults, unreachable(err, fmt.Sprintf("machine %s of %s at %s", m.Name, s.Name, address)))
 				continue
 			}
-			faults = append(faults, unreachable(err, fmt.Sprintf("machine %s of %s at %s", m.Name, s.Name, address)))
+			err = use(ctx, c, address)
+			c.Close()
+			if err == nil {
+				return nil
+			}
+			faults = append(faults, fmt.Errorf("machine %s: %w", m.Name, err))
 		}
 	}
-	return nil, errors.Join(faults...)
+	return errors.Join(faults...)
 }
 
 // machinePort is where machines serve their API on the LAN.

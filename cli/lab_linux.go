@@ -187,7 +187,7 @@ func (e *env) runLabUp(ctx context.Context, dir string, names []string, o upOpti
 	if err := e.labWait(ctx, l, w, c, watch); err != nil {
 		return err
 	}
-	return e.labDone(ctx, w, r, watch)
+	return e.labDone(ctx, w, r, watch, sites)
 }
 
 func chooseSites(f *fleet.Fleet, names []string) ([]*fleet.Site, error) {
@@ -403,6 +403,9 @@ func (e *env) labRelease(ctx context.Context, r *repo, watch *stopwatch) error {
 	if err := quiet.handOver(ctx, r, t, answer); err != nil {
 		return err
 	}
+	if err := raiseAnchor(t); err != nil {
+		return err
+	}
 	watch.lap("release %d signed and at the hub", t.Payload.N)
 	return nil
 }
@@ -485,12 +488,33 @@ func (e *env) notWell(l lab.Lab, pending map[string]bool, last *wire.Status) err
 	return hint(fmt.Errorf("not well within five minutes: %s", strings.Join(names, ", ")), "the machines' logs are in %s", filepath.Join(l.Dir, "machines"))
 }
 
-func (e *env) labDone(ctx context.Context, w *lab.Wanted, r *repo, watch *stopwatch) error {
+// labDone tells how long it took, on the machines too, and what can be done next.
+func (e *env) labDone(ctx context.Context, w *lab.Wanted, r *repo, watch *stopwatch, sites []*fleet.Site) error {
 	total := time.Since(watch.start).Seconds()
+	f, err := load(workTree(r.dir))
+	if err != nil {
+		return err
+	}
+	inside := map[string][]timing{}
+	for _, s := range sites {
+		now, err := site(f, s.Name) // with the machine that was adopted
+		if err != nil {
+			return err
+		}
+		m, err := e.askMachine(ctx, r, f, now, "")
+		if err != nil {
+			return err
+		}
+		inside[s.Name] = m.Timings
+	}
 	if e.output == "json" {
-		return e.printJSON(map[string]any{"sites": w.Sites(), "hub": w.Hub.Address, "phases": watch.marks, "seconds": total})
+		return e.printJSON(map[string]any{"sites": w.Sites(), "hub": w.Hub.Address, "phases": watch.marks, "seconds": total, "machines": inside})
 	}
 	e.printf("%6.2f s  in all\n", total)
+	for _, s := range sites {
+		e.printf("  on the machine of %s (began, took):\n", s.Name)
+		writeTimings(e.out, inside[s.Name])
+	}
 	name := w.Sites()[0]
 	e.printf("  next: holdfast status; holdfast kubectl %s get pods -A; holdfast lab down\n", name)
 	return nil

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,19 +19,28 @@ import (
 )
 
 func (e *env) status() *cobra.Command {
-	var watch bool
+	var watch, direct bool
+	var lan string
 	cmd := &cobra.Command{
 		Use:     "status [SITE...]",
 		Short:   "show what the sites run, as the hub last heard of them",
 		GroupID: "sites",
 		Long: `Status asks the hub what it heard of the sites. The hub is a courier: what it says is
 telemetry, not proof. Offline, waiting, staging and refused are four states, none of
-them failed or done.`,
+them failed or done. With --direct a machine of the site is asked itself, end to end,
+and tells how long each phase of its start took.`,
 		Example:           "  holdfast status\n  holdfast status berlin-0417 --watch\n  holdfast status --output json | jq .sites[].state",
 		Args:              args(cobra.ArbitraryArgs),
 		ValidArgsFunction: e.completeSites,
-		RunE:              func(c *cobra.Command, a []string) error { return e.runStatus(c.Context(), a, watch) },
+		RunE: func(c *cobra.Command, a []string) error {
+			if direct || lan != "" {
+				return e.runDirect(c.Context(), a, lan)
+			}
+			return e.runStatus(c.Context(), a, watch)
+		},
 	}
+	cmd.Flags().BoolVar(&direct, "direct", false, "ask a machine of the site itself, through the hub's relay")
+	cmd.Flags().StringVar(&lan, "lan", "", "ask the machine at this address of its LAN itself (host or host:port)")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show each change")
 	cmd.Flags().StringVar(&e.hub, "hub", "", "address of the hub, host:port, instead of fleet.yaml's")
 	cmd.Flags().StringVar(&e.key, "key", "", "SSH key of an operator")
@@ -186,4 +196,66 @@ func detail(m wire.MachineStatus) string {
 		return "adopted without its code"
 	}
 	return ""
+}
+
+// machineStatus is what a machine says of itself (GET /v1/status).
+type machineStatus struct {
+	Report  wire.Report `json:"report"`
+	Timings []timing    `json:"timings"`
+	Up      string      `json:"up"`
+}
+
+type timing struct {
+	Name  string        `json:"name"`
+	Began time.Time     `json:"began"`
+	Took  time.Duration `json:"took"`
+}
+
+// runDirect asks the machines themselves.
+func (e *env) runDirect(ctx context.Context, sites []string, lan string) error {
+	if len(sites) == 0 {
+		return &Error{Err: errors.New("name the sites whose machines are to be asked"), Hint: "holdfast status SITE --direct", Code: CodeUsage}
+	}
+	r, err := e.repo(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := load(workTree(r.dir))
+	if err != nil {
+		return err
+	}
+	for _, name := range sites {
+		s, err := site(f, name)
+		if err != nil {
+			return err
+		}
+		m, err := e.askMachine(ctx, r, f, s, lan)
+		if err != nil {
+			return err
+		}
+		if e.output == "json" {
+			err = e.printJSON(m)
+		} else {
+			e.printf("%s, by its own word: %s, release %d, up %s\n", s.Name, m.Report.Phase, m.Report.N, m.Up)
+			writeTimings(e.out, m.Timings)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *env) askMachine(ctx context.Context, r *repo, f *fleet.Fleet, s *fleet.Site, lan string) (m machineStatus, err error) {
+	err = e.eachMachine(ctx, f, s, lan, r, func(ctx context.Context, c *operator.Client, _ string) error {
+		return c.Call(ctx, http.MethodGet, "/v1/status", nil, &m)
+	})
+	return m, err
+}
+
+// writeTimings prints phases with when they began, counted from the first.
+func writeTimings(w io.Writer, list []timing) {
+	for _, t := range list {
+		fmt.Fprintf(w, "    +%6.2f s  %6.2f s  %s\n", t.Began.Sub(list[0].Began).Seconds(), t.Took.Seconds(), t.Name)
+	}
 }

@@ -107,7 +107,10 @@ func (c *content) run(ctx context.Context) error {
 // target is what to make true next; nil when there is nothing yet.
 func (c *content) target() *taken {
 	accepted, applied := c.memory.now()
-	if c.running == nil && applied != nil && !applied.Evicted {
+	if accepted != nil && accepted.Evicted {
+		return accepted // the trust half: nothing comes before it
+	}
+	if c.running == nil && applied != nil {
 		return applied // stand up first, from what is on disk
 	}
 	return accepted
