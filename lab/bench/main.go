@@ -69,7 +69,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err == nil {
 		err = measureCode(ctx, t)
 	}
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && len(t.rows) > 1 {
 		t.write(os.Stdout)
 	}
 	return err

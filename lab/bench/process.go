@@ -91,6 +91,17 @@ func below(all map[int]process, pid int) []process {
 	return list
 }
 
+// renamed gives what runs in pods the name of what it is for us: the app's own
+// programs may be called anything.
+func renamed(list []process, all map[int]process) []process {
+	for i, p := range list {
+		if strings.HasPrefix(all[p.parent].name, "containerd-shim") && p.name != "pause" {
+			list[i].name = "apps' containers"
+		}
+	}
+	return list
+}
+
 // memory is what a process holds, in bytes.
 type memory struct{ rss, pss, anonymous float64 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"testing"
 	"time"
 )
@@ -40,6 +41,17 @@ func TestBelow(t *testing.T) {
 	all := map[int]process{1: {pid: 1}, 2: {pid: 2, parent: 1}, 3: {pid: 3, parent: 2}, 4: {pid: 4, parent: 1}}
 	if got := below(all, 2); len(got) != 1 || got[0].pid != 3 {
 		t.Errorf("below 2 is %+v, want 3 alone", got)
+	}
+}
+
+func TestRenamed(t *testing.T) {
+	all := map[int]process{2: {2, 1, "containerd-shim-runc-v2", 0}, 3: {3, 2, "1.0.0", 0}, 4: {4, 2, "pause", 0}, 5: {5, 1, "kube node", 0}}
+	var got []string
+	for _, p := range renamed(below(map[int]process{1: {pid: 1}, 2: all[2], 3: all[3], 4: all[4], 5: all[5]}, 1), all) {
+		got = append(got, p.name)
+	}
+	if want := []string{"containerd-shim-runc-v2", "apps' containers", "pause", "kube node"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

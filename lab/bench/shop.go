@@ -228,7 +228,7 @@ func (s *shop) sample(ctx context.Context) (sample, error) {
 		return sample{}, err
 	}
 	all := processes()
-	return sample{time.Now(), append([]process{all[outer]}, below(all, outer)...), state, data, machine}, nil
+	return sample{time.Now(), append([]process{all[outer]}, renamed(below(all, outer), all)...), state, data, machine}, nil
 }
 
 // rest measures memory, idle processors, disk and link of a site that nobody touches.
@@ -260,7 +260,7 @@ func (s *shop) rest(ctx context.Context, t *table) error {
 	t.row("written to disk", "%.1f MB an hour (STATE %.1f, DATA %.1f)", hourly(after.state-before.state+after.data-before.data, window)/1e6,
 		hourly(after.state-before.state, window)/1e6, hourly(after.data-before.data, window)/1e6)
 	sent, received := after.machine.BytesSent-before.machine.BytesSent, after.machine.BytesReceived-before.machine.BytesReceived
-	t.row("on the link, idle", "%.1f kB an hour from the hub, %.1f kB to it (below TLS)", hourly(sent, window)/1e3, hourly(received, window)/1e3)
+	t.row("on the link, idle", "%.1f kB an hour from the hub, %.1f kB to it (below TLS; %d B in %s)", hourly(sent, window)/1e3, hourly(received, window)/1e3, sent+received, short(s.o.window))
 	return nil
 }
 
