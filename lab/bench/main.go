@@ -35,7 +35,7 @@ func main() {
 	flag.StringVar(&o.site, "site", "berlin-mitte", "site of the example fleet that the lab runs")
 	flag.StringVar(&o.listen, "listen", "127.0.0.1:9543", "address of the lab's hub")
 	flag.DurationVar(&o.rest, "rest", 2*time.Minute, "how long the site rests before memory is read")
-	flag.DurationVar(&o.window, "window", 2*time.Minute, "how long the idle site is watched")
+	flag.DurationVar(&o.window, "window", 4*time.Minute, "how long the idle site is watched")
 	flag.IntVar(&o.sites, "sites", 10_000, "sites of the generated fleet; 0 leaves it out")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
