@@ -46,8 +46,9 @@ func useMember(m *store.Member) {
 }
 
 // runAPIServer is kube-apiserver's own command without its signal handling,
-// which may be set up only once in a process.
-func runAPIServer(ctx context.Context, args []string, bootstrap string) error {
+// which may be set up only once in a process. prepared gets the server, an
+// aggregator, before it serves.
+func runAPIServer(ctx context.Context, args []string, bootstrap string, prepared func(*genericapiserver.GenericAPIServer)) error {
 	s := options.NewServerRunOptions()
 	if err := parse("API server", s.Flags(), append([]string{"--etcd-servers=" + store.Endpoint}, args...)); err != nil {
 		return err
@@ -87,11 +88,12 @@ func runAPIServer(ctx context.Context, args []string, bootstrap string) error {
 			return err
 		}
 	}
-	prepared, err := server.PrepareRun()
+	p, err := server.PrepareRun()
 	if err != nil {
 		return err
 	}
-	return prepared.Run(ctx)
+	prepared(server.GenericAPIServer)
+	return p.Run(ctx)
 }
 
 // parse applies args to a component's flags and refuses what is left over.

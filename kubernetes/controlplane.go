@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
+
+	genericapiserver "k8s.io/apiserver/pkg/server"
 
 	"github.com/holdfast-edge/holdfast/kubernetes/config"
 	"github.com/holdfast-edge/holdfast/kubernetes/store"
@@ -36,8 +39,9 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 	useMember(member)
 	said("etcd serves")
 
+	var server atomic.Pointer[genericapiserver.GenericAPIServer]
 	api := start("API server", func(ctx context.Context) error {
-		return runAPIServer(ctx, c.APIServer, c.Bootstrap)
+		return runAPIServer(ctx, c.APIServer, c.Bootstrap, server.Store)
 	})
 	defer api.stop(stopLimit)
 	if err := wait(ctx, api, member, func(ctx context.Context) error { return waitReady(ctx, c.Probe) }); err != nil {
@@ -54,7 +58,11 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 		defer stopAll(s)
 		stages = append(stages, s...)
 	}
-	settle(ctx, c.Memory)
+	settle(ctx, c.Memory, func() {
+		if err := packOpenAPI(server.Load()); err != nil {
+			fmt.Fprintln(os.Stderr, "kube: OpenAPI documents stay unpacked, which costs memory only:", err)
+		}
+	})
 	err = first(ctx, member, stages)
 	ready.clear()
 	return ended(ctx, err)
@@ -79,7 +87,7 @@ func runControllers(ctx context.Context, file string, ready *readiness) error {
 	if err := ready.set(); err != nil {
 		return err
 	}
-	settle(ctx, c.Memory)
+	settle(ctx, c.Memory, nil)
 	return ended(ctx, first(ctx, nil, s))
 }
 

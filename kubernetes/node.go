@@ -36,7 +36,7 @@ func runNode(ctx context.Context, file string, ready *readiness) error {
 		if err := ready.set(); err != nil {
 			fmt.Fprintln(os.Stderr, "kube node:", err)
 		}
-		settle(ctx, c.Memory)
+		settle(ctx, c.Memory, nil)
 	}()
 	<-k.done
 	ready.clear()

@@ -102,10 +102,11 @@ func ok(ctx context.Context, c *http.Client, url string) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-// startMemory and settle carry out config.Memory.
+// startMemory and settle carry out config.Memory. once, if given, is called when
+// the part settles.
 func startMemory(m config.Memory) { setGC(m.StartGCPercent) }
 
-func settle(ctx context.Context, m config.Memory) {
+func settle(ctx context.Context, m config.Memory, once func()) {
 	go func() {
 		pause := time.Duration(m.SettleSeconds) * time.Second
 		for {
@@ -114,8 +115,16 @@ func settle(ctx context.Context, m config.Memory) {
 				return
 			case <-time.After(pause):
 			}
+			first := once != nil
+			if first {
+				once()
+				once = nil
+			}
 			setGC(m.GCPercent)
 			debug.FreeOSMemory()
+			if first {
+				said("settled")
+			}
 			if m.FreeSeconds <= 0 {
 				return
 			}

@@ -4,14 +4,22 @@ package bringup_test
 
 import (
 	"bufio"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-edge/holdfast/internal/netns"
 	"github.com/holdfast-edge/holdfast/internal/spawn"
@@ -97,11 +105,13 @@ func TestBringUp(t *testing.T) {
 		return err
 	})
 	t.Logf("%6.2f s  app answers through its Service", time.Since(m.began).Seconds())
+	before := documents(t, m)
 	if d, err := time.ParseDuration(os.Getenv("HOLDFAST_MEASURE")); err == nil {
 		measure(t, m, d)
 	}
 	t.Run("names", func(t *testing.T) { names(t) })
 	t.Run("doors", func(t *testing.T) { doors(t, m) })
+	t.Run("settled", func(t *testing.T) { settled(t, m, before) })
 	t.Run("api", func(t *testing.T) { api(t, m) })
 	t.Run("crash", func(t *testing.T) { crash(t, m) })
 	t.Run("stop", func(t *testing.T) {
@@ -176,6 +186,66 @@ func doors(t *testing.T, m *machine) {
 	// A pod reaches the API behind its Service: it is asked who it is.
 	if _, err := get("http://10.215.0.83/get?url=https://kubernetes.default"); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("kubernetes.default from a pod: %v, want a server whose certificate the pod does not know", err)
+	}
+}
+
+// documents are the OpenAPI documents in each form that they are served in.
+func documents(t *testing.T, m *machine) map[string]string {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(m.paths.PKI+"/machined.crt", m.paths.PKI+"/machined.key")
+	must(t, err)
+	ca, err := os.ReadFile(m.paths.PKI + "/cluster-ca.crt")
+	must(t, err)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	c := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool}}}
+	defer c.CloseIdleConnections()
+	list := map[string]string{}
+	fetch := func(path, accept string) []byte {
+		r, err := http.NewRequest(http.MethodGet, "https://10.213.0.11:6443"+path, nil)
+		must(t, err)
+		r.Header.Set("Accept", accept)
+		resp, err := c.Do(r)
+		must(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		list[path+" as "+accept] = fmt.Sprintf("%d %s %s %x", resp.StatusCode, resp.Header.Get("Content-Type"), resp.Header.Get("Etag"), sha256.Sum256(body))
+		return body
+	}
+	fetch("/openapi/v2", "application/json")
+	fetch("/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")
+	var index struct {
+		Paths map[string]struct{ ServerRelativeURL string }
+	}
+	must(t, json.Unmarshal(fetch("/openapi/v3", "application/json"), &index))
+	if len(index.Paths) < 30 {
+		t.Errorf("only %d OpenAPI v3 documents", len(index.Paths))
+	}
+	for name, p := range index.Paths {
+		fetch(p.ServerRelativeURL, "application/json")
+		fetch("/openapi/v3/"+name, "application/com.github.proto-openapi.spec.v3@v1.0+protobuf")
+		fetch("/openapi/v3/"+name, "text/html")
+	}
+	return list
+}
+
+// settled waits for the moment when a control plane packs what it rarely needs,
+// and asks for it again.
+func settled(t *testing.T, m *machine, before map[string]string) {
+	eventually(t, 2*time.Minute, "control plane settles", func() error {
+		log, err := os.ReadFile(m.dir + "/log/control-plane.log")
+		if err == nil && !strings.Contains(string(log), "kube: settled") {
+			err = fmt.Errorf("not yet")
+		}
+		return err
+	})
+	if log, _ := os.ReadFile(m.dir + "/log/control-plane.log"); strings.Contains(string(log), "stay unpacked") {
+		m.tail(t, "control-plane")
+		t.Error("OpenAPI documents were not packed")
+	}
+	if diff := cmp.Diff(before, documents(t, m)); diff != "" {
+		t.Errorf("OpenAPI documents are served differently once packed (-before +after):\n%s", diff)
 	}
 }
 

@@ -10,6 +10,7 @@
 package bringup_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -248,6 +249,9 @@ func (m *machine) lay(t *testing.T) {
 		must(t, os.MkdirAll(f.Path, os.FileMode(f.Mode)))
 	}
 	for _, f := range m.plan.Files {
+		if os.Getenv("HOLDFAST_MEASURE") == "" { // the test has no minute to wait
+			f.Content = bytes.Replace(f.Content, []byte(`"settleSeconds": 60`), []byte(`"settleSeconds": 15`), 1)
+		}
 		must(t, os.MkdirAll(filepath.Dir(f.Path), 0o755))
 		must(t, os.WriteFile(f.Path, f.Content, os.FileMode(f.Mode)))
 	}
