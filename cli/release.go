@@ -234,6 +234,11 @@ func (e *env) payload(ctx context.Context, r *repo, head string, last *release.T
 		}
 	}
 	if p.Message == "" {
+		if p.Message, err = r.Subject(ctx, head); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if p.Message == "" {
 		p.Message = "release " + fmt.Sprint(p.N)
 	}
 	anchor, err := readAnchor(f.ID)

@@ -140,6 +140,19 @@ func (r *Repo) Head(ctx context.Context) (string, error) {
 	return commit, err
 }
 
+// Subject is the first line of a commit's message.
+func (r *Repo) Subject(ctx context.Context, commit string) (string, error) {
+	commit, err := r.Resolve(ctx, commit)
+	if err != nil {
+		return "", err
+	}
+	out, err := r.run(ctx, nil, "log", "-1", "--format=%s", commit)
+	if err != nil {
+		return "", fmt.Errorf("read the message of %s: %w", commit, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
 // Resolve finds the commit that a branch, tag or other revision means. An annotated tag means its commit.
 func (r *Repo) Resolve(ctx context.Context, rev string) (string, error) {
 	if rev == "" || strings.HasPrefix(rev, "-") {
