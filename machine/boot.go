@@ -211,7 +211,7 @@ func (m *Machine) bootProcesses(ctx context.Context) error {
 			Bin: m.config.BinDir, Run: m.config.RunDir, Config: filepath.Join(m.config.RunDir, "kube"),
 			PKI: filepath.Join(m.config.StateDir, "pki"), Etcd: filepath.Join(m.config.StateDir, "etcd"), Data: m.config.DataDir,
 		},
-		supervisor: supervise.New(supervise.Config{LogDir: filepath.Join(m.config.DataDir, "log/machined"), Log: m.log, OnExit: m.onExit}),
+		supervisor: supervise.New(supervise.Config{CrashLoop: supervise.CrashLoop{Exits: 2, Window: 10 * time.Minute}, LogDir: filepath.Join(m.config.DataDir, "log/machined"), Log: m.log, OnExit: m.onExit}),
 		log:        m.log,
 	}
 	m.group.Go(func() error { return m.cluster.supervisor.Run(ctx) })
@@ -230,7 +230,7 @@ func (m *Machine) bootContent(ctx context.Context) error {
 	m.content = newContent(m)
 	m.stager.Fetcher = m.fetcher()
 	m.group.Go(func() error { return m.content.run(ctx) })
-	m.group.Go(func() error { m.cluster.watch(ctx, m.content.again); return nil })
+	m.group.Go(func() error { m.cluster.watch(ctx, m.reporter.condition, m.content.again); return nil })
 	return nil
 }
 

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -233,26 +232,21 @@ func loadPacketFilter(ctx context.Context, script string) error {
 	return nil
 }
 
-// errCrashLoop says that processes should be parted.
-var errCrashLoop = errors.New("the control plane crashes again and again")
-
-// watch parts a merged control plane once it crashes again and again: what
-// may exit on a poisonous object must not take etcd and the API with it.
-func (c *cluster) watch(ctx context.Context, replan func(context.Context) error) {
+// watch tells of processes that crash again and again, and parts a merged
+// control plane that does: what may exit on a poisonous object must not take
+// etcd and the API with it.
+func (c *cluster) watch(ctx context.Context, tell func(name string, err error), replan func()) {
 	for {
 		changed := c.supervisor.Changed()
-		c.mu.Lock()
-		looping := !c.split && slices.ContainsFunc(c.supervisor.Status(), func(s supervise.Status) bool {
-			return s.Name == "control-plane" && s.Crashes >= 2
-		})
-		if looping {
-			c.split = true
-		}
-		c.mu.Unlock()
-		if looping {
-			c.log.Warn("controllers run apart from now on", "err", errCrashLoop)
-			if err := replan(ctx); err != nil {
-				c.log.Error("part the control plane", "err", err)
+		for _, s := range c.supervisor.Status() {
+			var fault error
+			if s.CrashLoop {
+				fault = fmt.Errorf("crashed %d times in ten minutes, last: %s", s.Crashes, lastWords(s))
+			}
+			tell("process "+s.Name, fault)
+			if s.CrashLoop && s.Name == "control-plane" && c.part() {
+				c.log.Warn("controllers run apart from now on", "err", fault)
+				replan()
 			}
 		}
 		select {
@@ -261,6 +255,22 @@ func (c *cluster) watch(ctx context.Context, replan func(context.Context) error)
 		case <-changed:
 		}
 	}
+}
+
+func lastWords(s supervise.Status) string {
+	if s.LastExit == nil {
+		return "unknown"
+	}
+	return s.LastExit.String()
+}
+
+// part says from now on that controllers run apart; false if they did already.
+func (c *cluster) part() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.split
+	c.split = true
+	return !was
 }
 
 // isSplit says whether controllers must run apart.

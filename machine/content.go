@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/apps"
 	"github.com/holdfast-edge/holdfast/machine/balance"
 	"github.com/holdfast-edge/holdfast/machine/images"
+	"github.com/holdfast-edge/holdfast/release"
 )
 
 // content makes the content half of a release true, one at a time; a newer one
@@ -38,8 +40,10 @@ type content struct {
 	replan atomic.Bool // the plan depends on something that changed
 
 	// Owned by run.
-	running   *rendered // what the cluster runs; nil before the first
-	previous  *rendered // what it ran before; its images are kept
+	running   *rendered      // what the cluster runs; nil before the first
+	refused   error          // why the newest content is not what runs
+	unusable  release.Digest // of applied content that this machine can make nothing of any more
+	previous  *rendered      // what it ran before; its images are kept
 	balancing balancing
 }
 
@@ -64,10 +68,9 @@ func (c *content) wake() {
 }
 
 // again makes the running plan anew, since something that it depends on changed.
-func (c *content) again(context.Context) error {
+func (c *content) again() {
 	c.replan.Store(true)
 	c.wake()
-	return nil
 }
 
 const (
@@ -84,25 +87,38 @@ func (c *content) run(ctx context.Context) error {
 			continue
 		}
 		err := c.make(ctx, target)
+		c.refused = nil
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
 			retry = retryLeast
-			c.reporter.condition("content", nil)
 			c.settle(ctx)
 		case errors.Is(err, errSuperseded):
 			retry = retryLeast
+		case errors.Is(err, errRefused):
+			// Rendering is pure: the same slice would be refused again, so nothing
+			// is tried until another one comes, and what runs goes on.
+			c.log.Error("refuse a release's content", "n", target.Tag.Payload.N, "err", err)
+			c.refused = fmt.Errorf("release %d: %w", target.Tag.Payload.N, err)
+			c.reporter.state(wire.Refused, c.refused.Error())
+			if accepted, _ := c.memory.now(); c.running == nil && accepted != nil && accepted.Digest != target.Digest {
+				c.unusable = target.Digest // an older machined wrote it: the accepted one is next
+				continue
+			}
+			c.follow(ctx)
 		default:
 			c.log.Error("make a release true", "n", target.Tag.Payload.N, "err", err)
-			c.reporter.update(func(r *wire.Report) { r.Phase, r.Detail = wire.Failed, err.Error() })
-			timer := time.After(retry)
+			c.reporter.state(wire.Failed, err.Error())
+			c.wait(ctx, time.After(retry))
 			retry = min(2*retry, retryMost)
-			c.wait(ctx, timer)
 		}
 	}
 	return nil
 }
+
+// errRefused marks content that this machine cannot make anything of.
+var errRefused = errors.New("refused")
 
 // target is what to make true next; nil when there is nothing yet.
 func (c *content) target() *taken {
@@ -110,7 +126,7 @@ func (c *content) target() *taken {
 	if accepted != nil && accepted.Evicted {
 		return accepted // the trust half: nothing comes before it
 	}
-	if c.running == nil && applied != nil {
+	if c.running == nil && applied != nil && applied.Digest != c.unusable {
 		return applied // stand up first, from what is on disk
 	}
 	return accepted
@@ -127,17 +143,16 @@ func (c *content) wait(ctx context.Context, timer <-chan time.Time) {
 
 var errSuperseded = errors.New("a newer release came")
 
-// superseded returns a context that ends when something newer than t is accepted.
-func (c *content) superseded(ctx context.Context, t *taken) (context.Context, context.CancelFunc) {
+// superseded returns a context that ends when something newer than t is
+// accepted; not while the machine stands up first, which nothing is to delay.
+func (c *content) superseded(ctx context.Context, t *taken, first bool) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	if first {
+		return ctx, func() { cancel(nil) }
+	}
 	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(200 * time.Millisecond):
-			}
-			if accepted, _ := c.memory.now(); accepted != nil && accepted.Tag.Payload.N > t.Tag.Payload.N && c.running != nil {
+		for pause(ctx, 200*time.Millisecond) {
+			if accepted, _ := c.memory.now(); accepted != nil && accepted.Tag.Payload.N > t.Tag.Payload.N {
 				cancel(errSuperseded)
 				return
 			}
@@ -183,26 +198,26 @@ func (c *content) adoptNumber(ctx context.Context, next *rendered) error {
 // render turns a slice into what it means for this machine.
 func (c *content) render(t *taken) (*rendered, error) {
 	if t.ContentErr != nil {
-		return nil, fmt.Errorf("the release's content: %w", t.ContentErr)
+		return nil, fmt.Errorf("%w: the release's content: %w", errRefused, t.ContentErr)
 	}
 	site, ok := t.Fleet.Site(t.site())
 	if !ok {
-		return nil, fmt.Errorf("the release does not describe site %s", t.site())
+		return nil, fmt.Errorf("%w: the release does not describe site %s", errRefused, t.site())
 	}
 	resolved, err := t.Fleet.Resolve(site)
 	if err != nil {
-		return nil, fmt.Errorf("resolve the release: %w", err)
+		return nil, fmt.Errorf("%w: resolve the release: %w", errRefused, err)
 	}
 	rendering, err := render.Site(t.Tree, resolved)
 	if err != nil {
-		return nil, fmt.Errorf("render the release: %w", err)
+		return nil, fmt.Errorf("%w: render the release: %w", errRefused, err)
 	}
 	plan, err := kube.New(resolved, t.Member, c.cluster.paths, kube.Options{
 		Trust: c.memory.currentTrust(), Time: c.memory.floor(), Hosted: c.config.Hosted, Split: c.cluster.isSplit(),
 		Registry: c.registryAddress(), Memory: c.config.Memory,
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
 	return &rendered{taken: t, resolved: resolved, rendering: rendering, plan: plan}, nil
 }
@@ -210,12 +225,12 @@ func (c *content) render(t *taken) (*rendered, error) {
 // change stages next whole and then makes it true. On a machine that runs
 // nothing yet, Kubernetes starts while the images come.
 func (c *content) change(ctx context.Context, next *rendered) error {
-	ctx, cancel := c.superseded(ctx, next.taken)
+	first := c.running == nil
+	ctx, cancel := c.superseded(ctx, next.taken, first)
 	defer cancel()
 	c.reporter.state(wire.Staging, "")
-	first := c.running == nil
 	wanted := c.imagesOf(next)
-	if err := c.registry.SetTable(wanted); err != nil {
+	if err := c.registry.SetTable(c.withRunning(wanted)); err != nil {
 		return err
 	}
 	if first {
@@ -244,7 +259,26 @@ func (c *content) change(ctx context.Context, next *rendered) error {
 		return err
 	}
 	c.previous, c.running = c.running, next
-	return nil
+	return c.registry.SetTable(wanted)
+}
+
+// withRunning adds the images of what runs: until the change is through, a tag
+// means what it meant.
+func (c *content) withRunning(wanted []images.Image) []images.Image {
+	if c.running == nil {
+		return wanted
+	}
+	all := c.imagesOf(c.running)
+	known := map[string]bool{}
+	for _, i := range all {
+		known[i.Ref] = true
+	}
+	for _, i := range wanted {
+		if !known[i.Ref] {
+			all = append(all, i)
+		}
+	}
+	return all
 }
 
 // cause prefers the reason for which ctx ended.
@@ -296,13 +330,17 @@ func (c *content) settle(ctx context.Context) {
 	if accepted != nil && c.running != nil && accepted.Digest != c.running.Digest {
 		return // not there yet
 	}
+	c.follow(ctx)
+}
+
+// follow judges what runs, until something new is accepted.
+func (c *content) follow(ctx context.Context) {
 	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go c.judge(watch)
-	select {
-	case <-ctx.Done():
-	case <-c.woken:
-	}
+	var judging sync.WaitGroup
+	judging.Go(func() { c.judge(watch) })
+	c.wait(ctx, nil)
+	cancel()
+	judging.Wait()
 }
 
 // leave is what an evicted machine does: it stops, forgets the cluster, and
