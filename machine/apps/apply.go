@@ -261,6 +261,9 @@ func (r *run) applyObject(ctx context.Context, o Object, there live) (bool, erro
 	if err != nil {
 		return false, err
 	}
+	if before != nil && ours && before.Annotations[AnnotationDigest] == u.GetAnnotations()[AnnotationDigest] {
+		return r.repair(ctx, res, ref, u, before)
+	}
 	// What is not there is not forced either: whoever makes it in this instant keeps it.
 	after, err := r.send(ctx, res, ref, u, ours && before != nil)
 	if immutable(err) && before != nil && ours && u.GetAnnotations()[AnnotationRecreate] == "true" && !holdsData(ref) {
@@ -277,7 +280,44 @@ func (r *run) applyObject(ctx context.Context, o Object, there live) (bool, erro
 			return true, err
 		}
 	}
-	return before == nil || before.ResourceVersion != after.GetResourceVersion(), nil
+	return true, nil
+}
+
+// repair applies content that was applied before, and says whether that changed anything. It insists on the version that it has seen: without that, what a
+// controller writes in between (a status) would look like a change of ours. Where somebody writes so often that this never succeeds, it goes without,
+// and our entry in the managed fields tells, which the API server leaves alone when an apply changes nothing.
+func (r *run) repair(ctx context.Context, res resource, ref Ref, u *unstructured.Unstructured, before *metav1.PartialObjectMetadata) (bool, error) {
+	for range 3 {
+		u.SetResourceVersion(before.ResourceVersion)
+		after, err := r.request(ctx, res, ref, u, true)
+		if err == nil {
+			r.noted(ref, after)
+			return after.GetResourceVersion() != before.ResourceVersion, nil
+		}
+		if !apierrors.IsConflict(err) {
+			break // the unconditional way has the patience for everything else, or says what is wrong
+		}
+		if now, err := r.client.get(ctx, res, ref.Namespace, ref.Name); err == nil && now != nil {
+			before = now
+		}
+	}
+	u.SetResourceVersion("")
+	after, err := r.send(ctx, res, ref, u, true)
+	if err != nil {
+		return false, err
+	}
+	r.noted(ref, after)
+	return !ourTime(before.ManagedFields).Equal(ourTime(after.GetManagedFields())), nil
+}
+
+// ourTime is when an apply of ours last changed an object, to the second.
+func ourTime(fields []metav1.ManagedFieldsEntry) *metav1.Time {
+	for _, f := range fields {
+		if f.Manager == Manager && f.Operation == metav1.ManagedFieldsOperationApply && f.Subresource == "" {
+			return f.Time
+		}
+	}
+	return nil
 }
 
 // before is the object as it is now, nil when there is none. One that is on its way out is waited for: what is written to it would go with it.
@@ -299,15 +339,20 @@ func (r *run) before(ctx context.Context, res resource, ref Ref, there live) (m 
 // send applies one object, again while the API server, a webhook or the namespace is not there.
 func (r *run) send(ctx context.Context, res resource, ref Ref, u *unstructured.Unstructured, force bool) (after *unstructured.Unstructured, err error) {
 	err = again(ctx, r.cfg.ObjectWait, transient, func() (err error) {
-		r.limit <- struct{}{}
-		defer func() { <-r.limit }()
-		after, err = r.client.dyn.Resource(res.GroupVersionResource).Namespace(ref.Namespace).Apply(ctx, ref.Name, u, metav1.ApplyOptions{FieldManager: Manager, Force: force})
+		after, err = r.request(ctx, res, ref, u, force)
 		return err
 	})
 	if apierrors.IsNotFound(err) {
 		r.client.forget(ref)
 	}
 	return after, err
+}
+
+// request is one server-side apply; only so many are under way at a time.
+func (r *run) request(ctx context.Context, res resource, ref Ref, u *unstructured.Unstructured, force bool) (*unstructured.Unstructured, error) {
+	r.limit <- struct{}{}
+	defer func() { <-r.limit }()
+	return r.client.dyn.Resource(res.GroupVersionResource).Namespace(ref.Namespace).Apply(ctx, ref.Name, u, metav1.ApplyOptions{FieldManager: Manager, Force: force})
 }
 
 // mayCome says whether a kind that is not served yet is a matter of waiting: this app or one that it needs may define it.

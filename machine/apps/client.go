@@ -46,6 +46,7 @@ func newClient(config *rest.Config) (*client, error) {
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // the API server has priority and fairness; a second limit here only costs time
 	config.UserAgent = "holdfast"
+	config.WarningHandlerWithContext = rest.NoWarnings{} // a rescan lists deprecated kinds too, and nobody reads that
 	config.Wrap(func(rt http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if req.Method != http.MethodGet && req.Method != http.MethodHead {
