@@ -268,6 +268,7 @@ func sameFile(a, b fs.FS, name string) bool {
 // contents knows both states as SHA-256 Git objects, so that equal closures are
 // seen without rendering and slices can be cut to count their bytes.
 type contents struct {
+	shared   bool // all but sites/ is the same in both
 	objects  release.Objects
 	old, new release.ObjectID
 	oldFS    fs.FS
@@ -283,8 +284,25 @@ func newContents(old, new side) (*contents, error) {
 			return nil, err
 		}
 	}
-	c.new, err = c.add("n/", new.tree)
-	return c, err
+	if c.new, err = c.add("n/", new.tree); err != nil {
+		return nil, err
+	}
+	c.shared = c.sameButSites()
+	return c, nil
+}
+
+// sameButSites compares all that sites may share.
+func (c *contents) sameButSites() bool {
+	top := func(mark string) map[string]release.ObjectID {
+		found := map[string]release.ObjectID{}
+		for path, id := range c.ids {
+			if name, ok := strings.CutPrefix(path, mark); ok && name != "." && name != "sites" && !strings.Contains(name, "/") {
+				found[name] = id
+			}
+		}
+		return found
+	}
+	return maps.Equal(top("o/"), top("n/"))
 }
 
 // add imports a tree and notes the id of everything in it.
@@ -303,6 +321,9 @@ func (c *contents) add(mark string, tree fs.FS) (release.ObjectID, error) {
 func (c *contents) same(old, new *fleet.Site) bool {
 	if old == nil || new == nil || old.Dir != new.Dir {
 		return false
+	}
+	if c.shared { // what remains of its closure is its own folder
+		return c.ids["o/"+old.Dir] == c.ids["n/"+new.Dir]
 	}
 	before, errOld := fleet.Closure(c.oldFS, old.Dir)
 	after, errNew := fleet.Closure(c.newFS, new.Dir)
