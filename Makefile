@@ -4,7 +4,7 @@ SHELL      := /bin/bash
 export GOTOOLCHAIN := local
 VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 LDFLAGS    := -s -w -X github.com/holdfast-edge/holdfast/internal/version.Version=$(VERSION)
-GOBUILD    := CGO_ENABLED=0 go build -trimpath
+GOBUILD    := env CGO_ENABLED=0 go build -trimpath
 STEP       := build/step
 
 .PHONY: help build images setup demo test test-unit test-cross test-system test-site bench clean
