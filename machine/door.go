@@ -216,7 +216,7 @@ func (d *door) issue(ctx context.Context, request CredentialRequest) (*Credentia
 	}
 	life := credentialLife
 	if request.Seconds > 0 {
-		life = min(time.Duration(request.Seconds)*time.Second, credentialMost)
+		life = time.Duration(min(request.Seconds, int64(credentialMost/time.Second))) * time.Second // in this order: seconds may be many
 	}
 	_, applied := d.memory.now()
 	if applied == nil {

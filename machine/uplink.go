@@ -36,7 +36,8 @@ type uplink struct {
 	*Machine
 	control *http.Client
 	bulk    *http.Client
-	kick    chan struct{} // a new session may need the whole report
+	kick    chan struct{}                                                          // a new session may need the whole report
+	deliver func(ctx context.Context, base *wire.Report, report wire.Report) error // send; tests put another in
 
 	judging  chan struct{} // one token: one slice is unpacked and judged at a time
 	fetching chan struct{} // one token: one large slice is fetched at a time,
@@ -49,6 +50,7 @@ type uplink struct {
 
 func (m *Machine) bootUplink(ctx context.Context) error {
 	u := &uplink{Machine: m, kick: make(chan struct{}, 1), judging: make(chan struct{}, 1), fetching: make(chan struct{}, 1), queued: make(chan struct{}, 2)}
+	u.deliver = u.send
 	m.keeper = link.NewKeeper(link.KeeperConfig{
 		Identity: m.identity,
 		Hubs:     m.hubs,
@@ -366,7 +368,7 @@ func (u *uplink) reports(ctx context.Context) error {
 		sent, listed := u.sent, u.listed
 		u.mu.Unlock()
 		if listed && (sent == nil || sent.Seq != report.Seq) {
-			if err := u.send(ctx, sent, report); err != nil {
+			if err := u.deliver(ctx, sent, report); err != nil {
 				u.log.Debug("a report waits", "err", err)
 				if !pause(ctx, 2*time.Second) {
 					return nil

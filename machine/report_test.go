@@ -1,0 +1,232 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
+	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/wire"
+)
+
+func testReporter(t testing.TB) *reporter {
+	c := newConsole(filepath.Join(t.TempDir(), "console"))
+	c.identify(fleetgen.MachineID(1, 0))
+	return newReporter(c)
+}
+
+func TestReportTellsChangesOnly(t *testing.T) {
+	r := testReporter(t)
+	first, changed := r.now()
+	if first.Phase != wire.Quarantined || first.Seq == 0 {
+		t.Fatalf("a new machine says %+v", first)
+	}
+	r.update(func(*wire.Report) {})
+	r.state(wire.Quarantined, "")
+	r.condition("release", nil)
+	if got, _ := r.now(); got.Seq != first.Seq || closed(changed) {
+		t.Errorf("nothing changed, and it tells %d after %d", got.Seq, first.Seq)
+	}
+	r.state(wire.OK, "all is\x1b[31m well\n")
+	got, next := r.now()
+	if got.Seq != first.Seq+1 || !closed(changed) || closed(next) {
+		t.Errorf("seq %d after %d, told %v", got.Seq, first.Seq, closed(changed))
+	}
+	if strings.ContainsAny(got.Detail, "\x1b\n") {
+		t.Errorf("detail %q would reach a terminal", got.Detail)
+	}
+}
+
+func TestReportIsInOrderAndItsOwn(t *testing.T) {
+	r := testReporter(t)
+	r.update(func(n *wire.Report) {
+		n.Apps = append(n.Apps, wire.AppStatus{Name: "pos", Phase: wire.OK}, wire.AppStatus{Name: "base", Phase: wire.OK})
+	})
+	r.condition("release", errors.New("refused"))
+	r.condition("disk", errors.New("full"))
+	held, _ := r.now()
+	want := []string{"base", "pos", "disk", "release"}
+	if diff := cmp.Diff(want, []string{held.Apps[0].Name, held.Apps[1].Name, held.Conditions[0].Name, held.Conditions[1].Name}); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	r.update(func(n *wire.Report) { n.Apps[0].Phase = wire.Failed })
+	r.condition("disk", nil)
+	if held.Apps[0].Phase != wire.OK || len(held.Conditions) != 2 {
+		t.Errorf("a report that was handed out changed: %+v", held)
+	}
+	now, _ := r.now()
+	if len(now.Conditions) != 1 || now.Apps[0].Phase != wire.Failed {
+		t.Errorf("got %+v", now)
+	}
+	back, err := wire.Diff(&held, now).Apply(&held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(now, *back); diff != "" {
+		t.Errorf("what the hub would hold (-want +got):\n%s", diff)
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestTimingsAreBounded(t *testing.T) {
+	r := testReporter(t)
+	for range 1000 {
+		r.timed("apply", time.Now())
+	}
+	if n := len(r.phases()); n > 256 {
+		t.Errorf("%d timings are kept", n)
+	}
+}
+
+// What changes within half a second goes out together; a change that comes while
+// a report is under way goes with the next.
+func TestReportsAreGathered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := testReporter(t)
+		u := &uplink{Machine: &Machine{reporter: r, log: quiet()}, kick: make(chan struct{}, 1), listed: true}
+		var sent []uint64
+		u.deliver = func(_ context.Context, _ *wire.Report, now wire.Report) error {
+			sent = append(sent, now.Seq)
+			u.mu.Lock()
+			u.sent = &now
+			u.mu.Unlock()
+			return nil
+		}
+		first, _ := r.now()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); u.reports(ctx) }()
+		synctest.Wait()
+		began := time.Now()
+		for i := range 10 { // a change each 40 ms
+			r.update(func(n *wire.Report) { n.N = uint64(i) + 1 })
+			time.Sleep(40 * time.Millisecond)
+			synctest.Wait()
+		}
+		if len(sent) != 1 {
+			t.Errorf("after %s: sent %v", time.Since(began), sent)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if diff := cmp.Diff([]uint64{first.Seq, first.Seq + 10}, sent); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(sent) != 2 {
+			t.Errorf("an hour of nothing: sent %v", sent)
+		}
+		u.mu.Lock()
+		u.sent, u.listed = nil, false // dialed again, as a stranger
+		u.mu.Unlock()
+		u.kick <- struct{}{}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(sent) != 2 {
+			t.Errorf("a stranger reports: %v", sent)
+		}
+		u.mu.Lock()
+		u.listed = true // and adopted
+		u.mu.Unlock()
+		u.kick <- struct{}{}
+		synctest.Wait()
+		if len(sent) != 3 {
+			t.Errorf("adopted: sent %v", sent)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// While the hub does not take it, the newest report waits; it is tried every two
+// seconds and not piled up.
+func TestReportWaitsForTheHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := testReporter(t)
+		u := &uplink{Machine: &Machine{reporter: r, log: quiet()}, kick: make(chan struct{}, 1), listed: true}
+		away, tries, got := true, 0, uint64(0)
+		u.deliver = func(_ context.Context, _ *wire.Report, now wire.Report) error {
+			if tries++; away {
+				return errors.New("no hub")
+			}
+			got = now.Seq
+			u.mu.Lock()
+			u.sent = &now
+			u.mu.Unlock()
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); u.reports(ctx) }()
+		for i := range 100 {
+			r.update(func(n *wire.Report) { n.N = uint64(i) + 1 })
+			time.Sleep(100 * time.Millisecond)
+		}
+		if tries > 6 {
+			t.Errorf("%d tries in ten seconds", tries)
+		}
+		away = false
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if now, _ := r.now(); got != now.Seq {
+			t.Errorf("the hub holds %d, the machine says %d", got, now.Seq)
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestConsole(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "console")
+	c := newConsole(path)
+	id := fleetgen.MachineID(1, 0)
+	c.identify(id)
+	c.show("fault", "refused a release: not signed")
+	c.show("site", "de-00001")
+	c.show("hub", "connected to hub.example.com:443")
+	read := func() string {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, body, _ := strings.Cut(string(b), "\n\n")
+		return body
+	}
+	want := "  machine   " + string(id) + "\n" +
+		"  code      " + link.Code(id) + "\n" +
+		"  site      de-00001\n" +
+		"  hub       connected to hub.example.com:443\n" +
+		"  fault     refused a release: not signed\n"
+	if diff := cmp.Diff(want, read()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.show("site", "de-00001")
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the same picture was drawn again: %v", err)
+	}
+	c.show("fault", "")
+	if strings.Contains(read(), "fault") {
+		t.Errorf("a fault that is gone:\n%s", read())
+	}
+}
