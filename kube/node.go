@@ -47,7 +47,8 @@ func (s *site) nodeLabels() string {
 // kubelet writes the kubelet's configuration.
 //
 // Eviction: the kubelet counts active file pages as used, so its default of 100
-// MiB would evict the one app of a small machine for nothing.
+// MiB would evict the one app of a small machine for nothing. Nor does a site
+// stay shut for the default of 5 minutes once a full disk has room again.
 func (s *site) kubelet() []byte {
 	reserved := s.opts.Reserved
 	if reserved == 0 {
@@ -107,6 +108,7 @@ evictionHard:
   nodefs.inodesFree: 3%%
   imagefs.available: 5%%
   imagefs.inodesFree: 3%%
+evictionPressureTransitionPeriod: 30s
 enableProfilingHandler: false
 enableDebugFlagsHandler: false
 `, s.self.SiteAddress, KubeletPort, kubeletHealthPort, s.ca(CACluster), s.pki("kubelet.crt"), s.pki("kubelet.key"),

@@ -216,6 +216,7 @@ func (m *Machine) bootProcesses(ctx context.Context) error {
 	}
 	m.group.Go(func() error { return m.cluster.supervisor.Run(ctx) })
 	m.group.Go(func() error { m.cluster.renewals(ctx); return nil })
+	m.group.Go(func() error { m.watchDisks(ctx); return nil })
 	return nil
 }
 
