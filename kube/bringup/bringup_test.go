@@ -105,10 +105,10 @@ func TestBringUp(t *testing.T) {
 		return err
 	})
 	t.Logf("%6.2f s  app answers through its Service", time.Since(m.began).Seconds())
-	before := documents(t, m)
 	if d, err := time.ParseDuration(os.Getenv("HOLDFAST_MEASURE")); err == nil {
 		measure(t, m, d)
 	}
+	before := documents(t, m)
 	t.Run("names", func(t *testing.T) { names(t) })
 	t.Run("doors", func(t *testing.T) { doors(t, m) })
 	t.Run("settled", func(t *testing.T) { settled(t, m, before) })
