@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,7 +31,7 @@ func measureFleet(ctx context.Context, o options, s *shop, t *table) error {
 			return err
 		}
 	}
-	t.group(fmt.Sprintf("A fleet of %d generated sites", o.sites))
+	t.group(fmt.Sprintf("A fleet of %d generated sites, whole commands", o.sites))
 	if err := s.time(ctx, t, "`holdfast check`, every site rendered", "--fleet", dir, "check"); err != nil {
 		return err
 	}
@@ -41,13 +42,17 @@ func measureFleet(ctx context.Context, o options, s *shop, t *table) error {
 	return s.time(ctx, t, "`holdfast diff` of a change of one line", "--fleet", dir, "diff", "--base", "HEAD")
 }
 
-// time runs a command of holdfast and writes how long it took.
+// time runs a command of holdfast and writes how long it took, and how much of
+// that it worked: the rest is what else goes on at this computer.
 func (s *shop) time(ctx context.Context, t *table, what string, args ...string) error {
+	cmd := exec.CommandContext(ctx, s.holdfast, args...)
+	cmd.Dir, cmd.Env = s.work, s.environment()
 	began := time.Now()
-	if _, err := s.command(ctx, s.holdfast, args...); err != nil {
-		return err
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return errors.Join(ctx.Err(), fmt.Errorf("holdfast %s: %w%s", strings.Join(args, " "), err, tail(out)))
 	}
-	t.row(what, "**%.1f s**", time.Since(began).Seconds())
+	worked := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	t.row(what, "**%.1f s** (%.1f s of processors)", time.Since(began).Seconds(), worked.Seconds())
 	return nil
 }
 
