@@ -68,18 +68,25 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // handOver starts the process with the lock, and lets the lock go either way.
 func handOver(lock *Lock, start func() (*exec.Cmd, error)) (running bool, err error) {
-	defer lock.Close()
 	cmd, err := start()
 	if err != nil || cmd == nil {
+		lock.Close()
 		return false, err
 	}
+	return true, lock.Start(cmd)
+}
+
+// Start starts a process that holds the lock from now on, and lets go of it
+// here. The process id is written into the lock file for Owner.
+func (l *Lock) Start(cmd *exec.Cmd) error {
+	defer l.Close()
+	cmd.ExtraFiles = append(cmd.ExtraFiles, l.File())
 	defer closeFiles(cmd)
-	cmd.ExtraFiles = append(cmd.ExtraFiles, lock.File())
 	if err := cmd.Start(); err != nil {
-		return false, fmt.Errorf("start %s: %w", cmd.Path, err)
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	go cmd.Wait() // reaps it; what it ended with is in its own log
-	return true, writeOwner(lock.File(), cmd.Process.Pid)
+	return writeOwner(l.File(), cmd.Process.Pid)
 }
 
 func closeFiles(cmd *exec.Cmd) {
