@@ -178,6 +178,7 @@ func TestReportWaitsForTheHub(t *testing.T) {
 			r.update(func(n *wire.Report) { n.N = uint64(i) + 1 })
 			time.Sleep(100 * time.Millisecond)
 		}
+		synctest.Wait()
 		if tries > 6 {
 			t.Errorf("%d tries in ten seconds", tries)
 		}
