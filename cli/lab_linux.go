@@ -403,9 +403,6 @@ func (e *env) labRelease(ctx context.Context, r *repo, watch *stopwatch) error {
 	if err := quiet.handOver(ctx, r, t, answer); err != nil {
 		return err
 	}
-	if err := raiseAnchor(t); err != nil {
-		return err
-	}
 	watch.lap("release %d signed and at the hub", t.Payload.N)
 	return nil
 }

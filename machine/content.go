@@ -173,7 +173,7 @@ func (c *content) make(ctx context.Context, t *taken) error {
 	}
 	c.reporter.timed("render", began)
 	c.reporter.update(func(r *wire.Report) {
-		r.Site, r.N, r.Effect, r.Slice = t.site(), t.Tag.Payload.N, next.rendering.Effect.Digest, t.Digest.String()
+		r.Site, r.N, r.Effect = t.site(), t.Tag.Payload.N, next.rendering.Effect.Digest
 	})
 	if c.running != nil && !c.replan.Swap(false) && c.running.rendering.Effect.Digest == next.rendering.Effect.Digest && c.running.Member == t.Member {
 		return c.adoptNumber(ctx, next)

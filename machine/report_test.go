@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -102,11 +103,17 @@ func TestReportsAreGathered(t *testing.T) {
 		u := &uplink{Machine: &Machine{reporter: r, log: quiet()}, kick: make(chan struct{}, 1), listed: true}
 		var sent []uint64
 		u.deliver = func(_ context.Context, _ *wire.Report, now wire.Report) error {
-			sent = append(sent, now.Seq)
 			u.mu.Lock()
+			sent = append(sent, now.Seq)
 			u.sent = &now
 			u.mu.Unlock()
 			return nil
+		}
+		all := func() []uint64 {
+			synctest.Wait()
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			return slices.Clone(sent)
 		}
 		first, _ := r.now()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -119,17 +126,15 @@ func TestReportsAreGathered(t *testing.T) {
 			time.Sleep(40 * time.Millisecond)
 			synctest.Wait()
 		}
-		if len(sent) != 1 {
+		if sent := all(); len(sent) != 1 {
 			t.Errorf("after %s: sent %v", time.Since(began), sent)
 		}
 		time.Sleep(time.Second)
-		synctest.Wait()
-		if diff := cmp.Diff([]uint64{first.Seq, first.Seq + 10}, sent); diff != "" {
+		if diff := cmp.Diff([]uint64{first.Seq, first.Seq + 10}, all()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 		time.Sleep(time.Hour)
-		synctest.Wait()
-		if len(sent) != 2 {
+		if sent := all(); len(sent) != 2 {
 			t.Errorf("an hour of nothing: sent %v", sent)
 		}
 		u.mu.Lock()
@@ -137,16 +142,14 @@ func TestReportsAreGathered(t *testing.T) {
 		u.mu.Unlock()
 		u.kick <- struct{}{}
 		time.Sleep(time.Minute)
-		synctest.Wait()
-		if len(sent) != 2 {
+		if sent := all(); len(sent) != 2 {
 			t.Errorf("a stranger reports: %v", sent)
 		}
 		u.mu.Lock()
 		u.listed = true // and adopted
 		u.mu.Unlock()
 		u.kick <- struct{}{}
-		synctest.Wait()
-		if len(sent) != 3 {
+		if sent := all(); len(sent) != 3 {
 			t.Errorf("adopted: sent %v", sent)
 		}
 		cancel()
@@ -162,13 +165,12 @@ func TestReportWaitsForTheHub(t *testing.T) {
 		u := &uplink{Machine: &Machine{reporter: r, log: quiet()}, kick: make(chan struct{}, 1), listed: true}
 		away, tries, got := true, 0, uint64(0)
 		u.deliver = func(_ context.Context, _ *wire.Report, now wire.Report) error {
+			u.mu.Lock()
+			defer u.mu.Unlock()
 			if tries++; away {
 				return errors.New("no hub")
 			}
-			got = now.Seq
-			u.mu.Lock()
-			u.sent = &now
-			u.mu.Unlock()
+			got, u.sent = now.Seq, &now
 			return nil
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -178,16 +180,19 @@ func TestReportWaitsForTheHub(t *testing.T) {
 			r.update(func(n *wire.Report) { n.N = uint64(i) + 1 })
 			time.Sleep(100 * time.Millisecond)
 		}
-		synctest.Wait()
+		u.mu.Lock()
 		if tries > 6 {
 			t.Errorf("%d tries in ten seconds", tries)
 		}
 		away = false
+		u.mu.Unlock()
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
+		u.mu.Lock()
 		if now, _ := r.now(); got != now.Seq {
 			t.Errorf("the hub holds %d, the machine says %d", got, now.Seq)
 		}
+		u.mu.Unlock()
 		cancel()
 		<-done
 	})

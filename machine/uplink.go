@@ -256,6 +256,7 @@ func (u *uplink) judgeSlice(body, dictionary []byte) error {
 	if err == nil {
 		var t *taken
 		if t, err = u.memory.take(encoded); err == nil {
+			u.reporter.update(func(r *wire.Report) { r.Slice = "" }) // the hub knows what it just handed over
 			u.arrived(t)
 			return nil
 		}
@@ -308,7 +309,12 @@ func (u *uplink) fetchSliceOnce(ctx context.Context) error {
 	if !ok {
 		return errors.New("the hub used a dictionary that is not here any more")
 	}
-	return u.judgeSlice(body, dictionary)
+	if err := u.judgeSlice(body, dictionary); err != nil {
+		return err
+	}
+	_, held, _ := u.dictionary("")
+	u.reporter.update(func(r *wire.Report) { r.Slice = held })
+	return nil
 }
 
 // arrived starts what follows from a slice that was accepted.

@@ -64,7 +64,7 @@ func Held(path string) (bool, error) {
 
 // WaitFile takes the lock of an open file as soon as nobody else holds it.
 func WaitFile(ctx context.Context, f *os.File) error {
-	for pause := time.Millisecond; ; pause = min(2*pause, 25*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := try(f)
 		if !errors.Is(err, ErrHeld) {
 			return err
