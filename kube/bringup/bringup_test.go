@@ -99,7 +99,14 @@ func TestBringUp(t *testing.T) {
 		}
 	}()
 	m.start(t)
-	m.mustKubectl(t, app, "apply", "-f", "-", "--server-side")
+	// The service account of a namespace made in the same breath takes a moment.
+	eventually(t, time.Minute, "app is applied", func() error {
+		out, err := m.kubectl(app, "apply", "-f", "-", "--server-side")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 	eventually(t, time.Minute, "app answers through its Service", func() error {
 		_, err := get("http://10.215.0.83/")
 		return err
