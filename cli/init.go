@@ -549,7 +549,7 @@ func (e *env) tellInit(b *begun, o initOptions) error {
 		e.printf("keys in %s: the recovery key; releases are signed with %s (%s)\n", b.keys, b.signingKey, b.signerFingerprint)
 	}
 	e.printf("read %s: it says what to put on paper\n", filepath.Join(b.keys, "README"))
-	e.printf("one signature makes a release; for two, name a second signer in trust.yaml and raise threshold\n\nnext:\n  cd %s\n", b.dir)
+	e.printf("one signature makes a release: threshold in trust.yaml. Machines judge higher ones, but no verb\nadds a second signature yet, so leave it at 1 for now\n\nnext:\n  cd %s\n", b.dir)
 	if !o.empty && b.params.Images == nil {
 		e.printf("  holdfast lock --from FILE.tar   # the digests of the app images; make images builds them\n")
 	}
