@@ -122,7 +122,7 @@ func (a *agent) pretend() error {
 		return err
 	}
 	a.reporter.update(func(r *wire.Report) {
-		r.Site, r.N, r.Effect, r.Slice, r.Phase = t.site(), number(t), rendering.Effect.Digest, t.Digest.String(), wire.OK
+		r.Site, r.N, r.Effect, r.Phase = t.site(), number(t), rendering.Effect.Digest, wire.OK
 	})
 	return nil
 }
