@@ -35,6 +35,8 @@ type hubOptions struct {
 	remote, addressFile     string
 	poll                    time.Duration
 	metricsOpen, json       bool
+	keepLock, keep          string // of the lab: see flock.Sibling
+	networkFD               int
 }
 
 func (e *env) hubServe() *cobra.Command {
@@ -64,7 +66,12 @@ Get the key with holdfast hub key, and the seed with holdfast seed.`,
 	flags.BoolVar(&o.metricsOpen, "metrics-open", false, "let anybody read /metrics; default: this host, and operators who may read")
 	flags.StringVar(&o.addressFile, "address-file", "", "file to write host:port into while the hub listens; with --listen :0 the only way to know")
 	flags.BoolVar(&o.json, "log-json", false, "write the log as JSON")
-	flags.MarkHidden("listen-fd")
+	flags.StringVar(&o.keepLock, "keep-lock", "", "lock file of a process that this one keeps alive")
+	flags.StringVar(&o.keep, "keep", "", "command of that process, words parted by new lines")
+	flags.IntVar(&o.networkFD, "network-fd", -1, "inherited descriptor that is handed on to it")
+	for _, name := range []string{"listen-fd", "keep-lock", "keep", "network-fd"} {
+		flags.MarkHidden(name)
+	}
 	return cmd
 }
 
@@ -107,6 +114,7 @@ func (e *env) runHubServe(ctx context.Context, o hubOptions) error {
 	if err != nil {
 		return err
 	}
+	e.keepSibling(ctx, o, config.Log)
 	return e.runHub(ctx, h, o.addressFile)
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/internal/flock"
 	"github.com/holdfast-edge/holdfast/lab/world"
+	"github.com/holdfast-edge/holdfast/machine/hosted"
 )
 
 // lookEvery is how often the keeper reads lab.json again.
@@ -155,7 +156,8 @@ func (k *keeper) startHub() (*exec.Cmd, error) {
 		return nil, fmt.Errorf("hub: %w", err)
 	}
 	cmd, err := command(k.lab.hub(), w.Holdfast, "hub", "serve", "--data", k.lab.HubDir(), "--fleet", w.Fleet,
-		"--key", k.lab.path("hub.key"), "--seed", k.lab.path("seed.json"), "--metrics-open")
+		"--key", k.lab.path("hub.key"), "--seed", k.lab.path("seed.json"), "--metrics-open", "--network-fd", "5",
+		"--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +170,17 @@ func (k *keeper) startHub() (*exec.Cmd, error) {
 		cmd.Args = append(cmd.Args, "--listen-fd", strconv.Itoa(3+i))
 		l.Close()
 	}
+	network, err := k.inherit()
+	if err != nil {
+		return nil, err
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, network)
 	return cmd, nil
+}
+
+// keeperCommand is the keeper itself.
+func (l Lab) keeperCommand(w *Wanted) []string {
+	return []string{w.Holdfast, "lab", "keeper", "--dir", l.Dir}
 }
 
 // startMachine returns the command of a machine's outer process.
@@ -186,7 +198,7 @@ func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
 		"--root", k.lab.MachineDir(*m), "--folder", m.Folder, "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
 		"--bridge", world.Bridge(lan), "--address", m.Address().String()+"/24", "--gateway", m.Gateway().String(),
 		"--memory", strconv.FormatInt(m.Memory, 10), "--network-fd", "3",
-		"--keep-lock", k.lab.keeper().lock, "--keep", w.Holdfast+" lab keeper --dir "+k.lab.Dir)
+		"--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))
 	if err != nil {
 		return nil, err
 	}
@@ -250,19 +262,33 @@ func (l Lab) Start(w *Wanted) error {
 	if err != nil {
 		return err
 	}
-	// Machines that outlived a keeper hold a network that a new keeper does not know: they begin again.
-	for _, m := range w.Machines {
-		if err := end(context.Background(), l.machine(m)); err != nil {
+	// What outlived a keeper holds a network that a new keeper does not know: it begins again.
+	for _, u := range append(l.machines(w), l.hub()) {
+		if err := end(context.Background(), u); err != nil {
 			lock.Close()
 			return err
 		}
 	}
-	cmd, err := command(l.keeper(), w.Holdfast, "lab", "keeper", "--dir", l.Dir)
+	keeper := l.keeperCommand(w)
+	cmd, err := command(l.keeper(), keeper[0], keeper[1:]...)
 	if err != nil {
 		lock.Close()
 		return err
 	}
 	return lock.Start(cmd)
+}
+
+// clean removes what machines that were killed left on this computer: empty
+// control groups, loop devices that the kernel has yet to let go of.
+func (l Lab) clean(w *Wanted) error {
+	var faults []error
+	for _, m := range w.Machines {
+		if _, err := os.Stat(l.MachineDir(m)); err != nil {
+			continue // it never ran
+		}
+		faults = append(faults, hosted.Clean(hosted.Spec{Name: l.hostName(m), Root: l.MachineDir(m)}))
+	}
+	return errors.Join(faults...)
 }
 
 // terminate asks a unit's process to end, if it lives.

@@ -1,13 +1,13 @@
 // Package lab runs virtual sites of a fleet on one computer: a hub and hosted
 // machines, each in its own namespaces, on a network that exists nowhere else.
-// It promises that no single kill ends a lab (its processes keep each other,
-// see Keeper), that a lab comes back after a restart of anything, and that
-// Down leaves nothing on the host. It leaves out adoption and releases: those
-// are done on the fleet repo with the same verbs as for real sites.
+// It promises that a lab ends by no kill but one of all its processes at the
+// same moment, since they keep each other; that it comes back after a restart of
+// anything; and that Down leaves nothing on the host. It leaves out adoption and
+// releases: those are done on the fleet repo with the same verbs as for real sites.
 //
 //	holdfast lab keeper ──keeps──> holdfast hub serve
 //	        ▲        └────keeps──> machined hosted (one for each machine)
-//	        └──────────keep────────────┘
+//	        └────────────────keep──── both of them
 package lab
 
 import (
@@ -117,6 +117,14 @@ func (l Lab) machine(m Machine) unit {
 	return unit{m.Key(), l.path("machines", m.Key()+".lock"), l.path("machines", m.Key()+".log")}
 }
 
+func (l Lab) machines(w *Wanted) []unit {
+	var units []unit
+	for _, m := range w.Machines {
+		units = append(units, l.machine(m))
+	}
+	return units
+}
+
 // Unit is a process of the lab as it is now.
 type Unit struct {
 	Name  string `json:"name"`
@@ -131,10 +139,7 @@ func (l Lab) Units() ([]Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	units := []unit{l.keeper(), l.hub()}
-	for _, m := range w.Machines {
-		units = append(units, l.machine(m))
-	}
+	units := append([]unit{l.keeper(), l.hub()}, l.machines(w)...)
 	var all []Unit
 	for _, u := range units {
 		pid, held, err := flock.Owner(u.lock)
@@ -206,11 +211,7 @@ func (l Lab) Down(ctx context.Context, keep bool) error {
 	if err := l.Want(w); err != nil {
 		return err
 	}
-	units := []unit{}
-	for _, m := range w.Machines {
-		units = append(units, l.machine(m))
-	}
-	units = append(units, l.hub(), l.keeper())
+	units := append(l.machines(w), l.hub(), l.keeper())
 	// With the keeper alive this only waits; without it, this ends what is left.
 	if _, held, err := flock.Owner(l.keeper().lock); err == nil && !held {
 		for _, u := range units {
@@ -223,6 +224,9 @@ func (l Lab) Down(ctx context.Context, keep bool) error {
 		if err := gone(ctx, u); err != nil {
 			return err
 		}
+	}
+	if err := l.clean(w); err != nil {
+		return err
 	}
 	if keep {
 		return nil

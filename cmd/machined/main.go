@@ -11,11 +11,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/holdfast-edge/holdfast/internal/flock"
@@ -82,7 +80,7 @@ func runHosted(ctx context.Context, args []string) error {
 	flags.Int64Var(&spec.StateSize, "state-size", 0, "bytes of the STATE image")
 	flags.Int64Var(&spec.DataSize, "data-size", 0, "bytes of the DATA image")
 	flags.StringVar(&keepLock, "keep-lock", "", "lock file of a process that this one keeps alive")
-	flags.StringVar(&keep, "keep", "", "command line of that process, words parted by spaces")
+	flags.StringVar(&keep, "keep", "", "command of that process, words parted by new lines")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -121,7 +119,7 @@ func runHosted(ctx context.Context, args []string) error {
 	}
 	spec.Binds = append(spec.Binds, hosted.Bind{Host: folder, Inside: "/machine", Writable: true})
 	if keepLock != "" && keep != "" {
-		go keepSibling(ctx, keepLock, strings.Fields(keep), spec.Network.Namespace)
+		go keepSibling(ctx, keepLock, flock.ParseCommand(keep), spec.Network.Namespace)
 	}
 	return hosted.Run(ctx, spec, []string{"inner"})
 }
@@ -129,25 +127,8 @@ func runHosted(ctx context.Context, args []string) error {
 // keepSibling keeps another process of the lab alive, which in turn keeps this
 // one. It hands on the network that they share.
 func keepSibling(ctx context.Context, lock string, command []string, network *os.File) {
-	err := flock.Keep(ctx, lock, func() (*exec.Cmd, error) {
-		cmd := exec.Command(command[0], command[1:]...)
-		log, err := os.OpenFile(strings.TrimSuffix(lock, ".lock")+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		cmd.Stdout, cmd.Stderr = log, log
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		if network != nil {
-			fd, err := syscall.Dup(int(network.Fd()))
-			if err != nil {
-				return nil, err
-			}
-			cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "network")}
-			cmd.Args = append(cmd.Args, "--network-fd", "3")
-		}
-		return cmd, nil
-	})
-	if err != nil && ctx.Err() == nil {
+	sibling := flock.Sibling{Lock: lock, Command: command, Inherit: network, Flag: "--network-fd"}
+	if err := sibling.Keep(ctx); err != nil && ctx.Err() == nil {
 		slog.Error("keep the sibling alive", "lock", lock, "err", err)
 	}
 }

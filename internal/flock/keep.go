@@ -49,8 +49,10 @@ func Keep(ctx context.Context, path string, start func() (*exec.Cmd, error)) err
 		if err != nil {
 			return err
 		}
-		if !running {
-			pause = keepPauseLeast
+		if !running { // not wanted: the lock is left free, for whoever waits to see that nobody is there
+			if !sleep(ctx, keepPauseLeast) {
+				return ctx.Err()
+			}
 			continue
 		}
 		pause = min(max(2*pause, keepPauseLeast), keepPauseMost)

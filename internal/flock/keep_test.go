@@ -76,3 +76,23 @@ func owner(t *testing.T, path string, not int) int {
 	t.Fatalf("no new owner of %s", path)
 	return 0
 }
+
+// TestKeepLeavesTheLockOfTheUnwantedFree is how somebody sees that a process has ended for good.
+func TestKeepLeavesTheLockOfTheUnwantedFree(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Keep(ctx, path, func() (*exec.Cmd, error) { return nil, nil }) }()
+	for i := range 20 {
+		waiting, stop := context.WithTimeout(ctx, 5*time.Second)
+		lock, err := Wait(waiting, path)
+		stop()
+		if err != nil {
+			t.Fatalf("attempt %d: %v", i, err)
+		}
+		time.Sleep(5 * time.Millisecond) // the keeper now waits
+		lock.Close()
+	}
+	cancel()
+	<-done
+}

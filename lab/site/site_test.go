@@ -268,6 +268,13 @@ func (s *shop) testFullDisk(t *testing.T) {
 		}
 		return fmt.Errorf("status says nothing of the full disk: %v", m.Conditions)
 	})
+	within(t, comeBack, func() error { // it has turned pods away
+		pressure, err := s.tryKubectl("", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="DiskPressure")].status}`)
+		if err == nil && pressure != "True" {
+			err = fmt.Errorf("the node says of pressure on its disk: %q", pressure)
+		}
+		return err
+	})
 	s.kubectl(t, "", "create", "configmap", "written-on-a-full-disk", "--from-literal=a=b")
 	s.kubectl(t, "", "delete", "configmap", "written-on-a-full-disk")
 	if err := os.Remove(filler); err != nil {
