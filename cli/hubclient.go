@@ -179,6 +179,9 @@ func (e *env) handOver(ctx context.Context, r *repo, t *release.Tag, answer *rel
 	}
 	if len(faults) == len(addresses) && answer.Pushed == "" {
 		err := errors.Join(faults...)
+		if Code(err) == CodeRefused {
+			return hint(err, "machines judge as the hub does; if the tag is a mistake: git tag -d %s", release.TagName(t.Payload.N))
+		}
 		return hint(err, "release/%d is signed and kept here: run holdfast release again when a hub answers", t.Payload.N)
 	}
 	for _, err := range faults {
