@@ -57,7 +57,7 @@ func (e *env) runExplain(_ context.Context, name, field string) error {
 }
 
 func origin(p fleet.Provenance) string {
-	if p.File == "" {
+	if p.Line == 0 {
 		return p.Layer
 	}
 	return fmt.Sprintf("%s:%d:%d (%s)", p.File, p.Line, p.Column, p.Layer)

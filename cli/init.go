@@ -553,9 +553,10 @@ func (e *env) tellInit(b *begun, o initOptions) error {
 	if !o.empty && b.params.Images == nil {
 		e.printf("  holdfast lock --from FILE.tar   # the digests of the app images; make images builds them\n")
 	}
-	e.printf("  holdfast check\n  holdfast release\n")
+	e.printf("  holdfast check\n")
 	if len(sites) > 0 {
-		e.printf("  sudo holdfast lab up %s   # try it on this computer\n", sites[0].Name)
+		e.printf("  sudo holdfast lab up %s   # try it on this computer: a hub, a machine, a release\n", sites[0].Name)
 	}
+	e.printf("  holdfast release                # once a hub runs: holdfast hub serve --help\n")
 	return nil
 }

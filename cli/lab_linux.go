@@ -239,7 +239,12 @@ func (e *env) labWanted(l lab.Lab, r *repo, f *fleet.Fleet, sites []*fleet.Site,
 		if len(s.Machines) > 0 {
 			name = s.Machines[0].Name
 		}
-		w.Add(s.Name, name, o.memory, filepath.Join(filepath.Dir(labPointer(r.GitDir())), "machines")).Run = true
+		resolved, err := f.Resolve(s)
+		if err != nil {
+			return nil, coded(CodeFaults, err)
+		}
+		m := w.Add(s.Name, name, o.memory, filepath.Join(filepath.Dir(labPointer(r.GitDir())), "machines"))
+		m.Run, m.State, m.Data = true, int64(resolved.Class.StateSize), int64(resolved.Class.DataSize)
 	}
 	return w, nil
 }

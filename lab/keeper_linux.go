@@ -197,7 +197,8 @@ func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
 	cmd, err := command(k.lab.machine(*m), w.Machined, "hosted",
 		"--root", k.lab.MachineDir(*m), "--folder", m.Folder, "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
 		"--bridge", world.Bridge(lan), "--address", m.Address().String()+"/24", "--gateway", m.Gateway().String(),
-		"--memory", strconv.FormatInt(m.Memory, 10), "--network-fd", "3",
+		"--memory", strconv.FormatInt(m.Memory, 10),
+		"--state-size", strconv.FormatInt(m.State, 10), "--data-size", strconv.FormatInt(m.Data, 10), "--network-fd", "3",
 		"--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))
 	if err != nil {
 		return nil, err

@@ -57,9 +57,11 @@ type Machine struct {
 	Site   string `json:"site"`
 	Name   string `json:"name"`
 	Run    bool   `json:"run"`
-	LAN    int    `json:"lan"`    // number of the site's LAN, 0 to 199
-	Host   int    `json:"host"`   // last byte of its LAN address
-	Memory int64  `json:"memory"` // bytes that the machine believes it has
+	LAN    int    `json:"lan"`             // number of the site's LAN, 0 to 199
+	Host   int    `json:"host"`            // last byte of its LAN address
+	Memory int64  `json:"memory"`          // bytes that the machine believes it has
+	State  int64  `json:"state,omitempty"` // bytes of its STATE disk, and of DATA; 0: machined's own choice
+	Data   int64  `json:"data,omitempty"`
 	// Folder is what the machine sees as /machine: its key, seed and console. It
 	// is the box itself, and so outlives the lab, which is only its disks.
 	Folder string `json:"folder"`
