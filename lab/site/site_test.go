@@ -48,6 +48,7 @@ func TestSite(t *testing.T) {
 		{"Kills", s.testKills},
 		{"KeeperAndMachine", func(t *testing.T) {
 			kill(t, s.one(t, "keeper"), s.one(t, "outer"))
+			s.falls(t)
 			s.recovers(t)
 		}},
 		{"HubLost", s.testHubLost},
@@ -99,6 +100,17 @@ func (s *shop) killEverything(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatal("the lab's processes do not stay dead")
+}
+
+// falls waits until a killed machine does not answer any more: its inside dies a moment later.
+func (s *shop) falls(t *testing.T) {
+	t.Helper()
+	within(t, comeBack, func() error {
+		if _, err := s.answer(); err == nil {
+			return errors.New("the killed machine still answers")
+		}
+		return nil
+	})
 }
 
 func (s *shop) testTakenPort(t *testing.T) {
@@ -292,13 +304,7 @@ func (s *shop) testHubLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	kill(t, s.one(t, "outer"))
-	within(t, comeBack, func() error { // the old one may answer for a moment
-		_, err := s.answer()
-		if err == nil {
-			return errors.New("the killed machine still answers")
-		}
-		return nil
-	})
+	s.falls(t)
 	t.Logf("with no hub at all the killed machine's app answered after %.1f s", s.answers(t).Seconds())
 	s.run(t, "lab", "start", "hub")
 	s.handOver(t) // the newest release once more
