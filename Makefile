@@ -43,8 +43,8 @@ test-cross: ## the verbs that need no Linux build for macOS and Windows
 test-system: ## real containerd, real Kubernetes, in namespaces (needs root)
 	@$(STEP) "system tests" go test -p 1 -tags system -count 1 -timeout 20m ./machine/... ./kube/...
 
-test-site: ## the demo's story as a test: two hosted sites, kills at random (needs root)
-	@$(STEP) "site tests" go test -tags site -count 1 -timeout 30m ./lab/...
+test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
+	@$(STEP) "site tests" go test -v -tags site -count 1 -timeout 30m ./lab/site
 
 bench: setup build system images ## start-up phases, memory, idle CPU, bytes; prints the figures of the README
 	@build/bench

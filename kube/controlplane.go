@@ -65,6 +65,11 @@ const (
 	smallMemory = 1 << 30
 )
 
+// probe says how the API server at address is asked whether it is ready.
+func (s *site) probe(address string) probeFile {
+	return probeFile{Address: address, ServerName: APIName, CA: s.ca(CACluster)}
+}
+
 func (s *site) controlPlaneFiles(bootstrap []Object) error {
 	objects, err := bootstrapFile(bootstrap)
 	if err != nil {
@@ -74,7 +79,7 @@ func (s *site) controlPlaneFiles(bootstrap []Object) error {
 	s.write("audit.yaml", []byte(auditPolicy))
 	s.write("authentication.yaml", []byte(authentication))
 	s.write("admission.yaml", []byte(admission))
-	probe := probeFile{Address: hostPort(s.self.SiteAddress, APIPort), ServerName: APIName, CA: s.ca(CACluster)}
+	probe := s.probe(hostPort(s.self.SiteAddress, APIPort))
 	c := controlPlaneFile{
 		Etcd:      s.etcd(),
 		APIServer: s.apiServer(),

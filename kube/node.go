@@ -10,6 +10,7 @@ type nodeFile struct {
 	Kubelet []string   `json:"kubelet"`
 	Proxy   []string   `json:"proxy"`
 	Healthz string     `json:"healthz"`
+	Probe   probeFile  `json:"probe"`
 	Memory  memoryFile `json:"memory"`
 }
 
@@ -32,6 +33,7 @@ func (s *site) node() {
 			"--hostname-override=" + s.self.Name,
 		},
 		Healthz: "http://" + loopback(kubeletHealthPort) + "/healthz",
+		Probe:   s.probe(s.apiEndpoint()),
 		Memory:  memoryFile{GCPercent: 50, SettleSeconds: settleSeconds, FreeSeconds: 600},
 	}))
 }

@@ -26,7 +26,11 @@ func runNode(ctx context.Context, file string, ready *readiness) error {
 	}
 	startMemory(c.Memory)
 	k := start("kubelet", func(context.Context) error { return runKubelet(ctx, c.Kubelet) })
-	go keepProxy(ctx, c.Proxy)
+	go func() {
+		if waitReady(ctx, c.Probe) == nil {
+			keepProxy(ctx, c.Proxy)
+		}
+	}()
 	go func() {
 		client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 		if waitOK(ctx, client, c.Healthz) != nil {

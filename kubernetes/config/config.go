@@ -55,6 +55,9 @@ type Node struct {
 	Proxy   []string `json:"proxy"`
 	// Healthz is kubelet's own health URL; ready means that it answers.
 	Healthz string `json:"healthz"`
+	// Probe is the API server that the proxy waits for before it first asks: what
+	// asks too early backs off for seconds.
+	Probe Probe `json:"probe"`
 	Memory  Memory `json:"memory"`
 }
 
@@ -199,6 +202,7 @@ func (c *Controllers) check() error {
 
 func (c *Node) check() error {
 	return errors.Join(
+		c.Probe.check(),
 		some("kubelet", c.Kubelet),
 		some("proxy", c.Proxy),
 		given("healthz", c.Healthz),
