@@ -240,7 +240,8 @@ func (o *outer) introduce(in *inner) error {
 	if err := s.Network.attach(s.Name, in.pid); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(in.orders, "network\n"); err != nil {
+	// An inner that has died already told why, or its end says so: listen hears it.
+	if _, err := io.WriteString(in.orders, "network\n"); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return fmt.Errorf("tell of the network: %w", err)
 	}
 	return nil
