@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"go/ast"
+	"go/format"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -156,4 +157,35 @@ func modulesOf(t *testing.T, dir, goos string) []string {
 	lines := strings.Fields(string(out))
 	slices.Sort(lines)
 	return slices.Compact(lines)
+}
+
+func TestEveryFileIsFormatted(t *testing.T) {
+	seen := 0
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != "." && (d.Name() == "bin" || d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".")) {
+			return fs.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		seen++
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		formatted, err := format.Source(source)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(source, formatted) {
+			t.Errorf("%s: run gofmt -w on it", path)
+		}
+		return nil
+	})
+	if err != nil || seen < 100 {
+		t.Errorf("looked at %d files: %v", seen, err)
+	}
 }

@@ -57,8 +57,8 @@ type Node struct {
 	Healthz string `json:"healthz"`
 	// Probe is the API server that the proxy waits for before it first asks: what
 	// asks too early backs off for seconds.
-	Probe Probe `json:"probe"`
-	Memory  Memory `json:"memory"`
+	Probe  Probe  `json:"probe"`
+	Memory Memory `json:"memory"`
 }
 
 // Probe names an API server and the CA that its certificate must chain to.
