@@ -169,12 +169,12 @@ func TestStrangeNote(t *testing.T) {
 	dir := t.TempDir()
 	b := mustOpen(t, dir)
 	path := filepath.Join(dir, "anchor.json")
-	for what, make := range map[string]func() error{
+	for what, prepare := range map[string]func() error{
 		"link":   func() error { return os.Symlink("/dev/zero", path) },
 		"folder": func() error { return os.Mkdir(path, 0o700) },
 		"large":  func() error { return os.WriteFile(path, make([]byte, MaxNotes+1), 0o600) },
 	} {
-		if err := make(); err != nil {
+		if err := prepare(); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.ReadNote("anchor.json"); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -214,7 +214,9 @@ func TestPowerGoesAtEveryWrite(t *testing.T) {
 				return errPower
 			}
 			b, err := openFolder(dir, rim{
-				write:  func(p string, d []byte, m fs.FileMode) error { return blow(func() error { return os.WriteFile(p, d, m) }) },
+				write: func(p string, d []byte, m fs.FileMode) error {
+					return blow(func() error { return os.WriteFile(p, d, m) })
+				},
 				remove: func(p string) error { return blow(func() error { return os.Remove(p) }) },
 			})
 			if err == nil {

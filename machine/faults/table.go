@@ -1,0 +1,224 @@
+package faults
+
+import (
+	"slices"
+	"strings"
+)
+
+// Entry explains a code.
+type Entry struct {
+	Code     Code
+	Title    string // a few words
+	Sentence string // for fmt: what is wrong, on the console
+	Subject  bool   // the first argument tells several of the kind apart
+	Explain  string // what it means, and what the machine does meanwhile
+	Next     string // what a person does
+}
+
+// The codes, by what they concern: 0x disks, 1x network, 2x time and trust,
+// 3x the OS, 4x Kubernetes, 5x hardware. A code that is out of use is not given
+// to anything else.
+const (
+	NoDisk       Code = "E01" // what was looked for
+	ForeignDisk  Code = "E02" // disk, what is on it
+	SeveralDisks Code = "E03" // the disks
+	SmallDisk    Code = "E04" // disk, its size, the least
+	BadDisk      Code = "E05" // disk, error
+	Locked       Code = "E06" // why
+	LockedBoot   Code = "E07" // which registers differ
+	NoTPM        Code = "E08" // error
+	StateSwapped Code = "E09" // why
+	FromStick    Code = "E10"
+	Unprotected  Code = "E11"
+	AwaitPeople  Code = "E12" // disk; the stick asks
+
+	NoCarrier     Code = "E16" // port
+	NoAddress     Code = "E17" // port
+	NoRoute       Code = "E18" // hub, error
+	HubKey        Code = "E19" // hub
+	NetworkUndone Code = "E20" // error
+	NoNames       Code = "E21" // error
+	BadHints      Code = "E22" // file, error
+
+	ClockFloor      Code = "E25" // the time it is set to
+	ClockDisagrees  Code = "E26" // error
+	ReleaseRefused  Code = "E27" // error
+	TrustLost       Code = "E28"
+	ForeignFleet    Code = "E29" // error
+	RollbackByDisk  Code = "E30"
+	ContentRefused  Code = "E31" // error
+	UnsavedReleases Code = "E32" // error
+
+	OSRefused    Code = "E35" // version, error
+	OSRolledBack Code = "E36" // version, why
+	OSTooOld     Code = "E37" // version, floor
+	Corrupt      Code = "E38" // slot
+	NoWatchdog   Code = "E39"
+	UnsafeBoot   Code = "E40" // what
+	NoSlot       Code = "E41" // slot, error
+	Trial        Code = "E42" // version
+	Unmeasured   Code = "E43" // what
+
+	EtcdDamaged Code = "E45" // error
+	EtcdHeld    Code = "E46" // version
+	CrashLoops  Code = "E47" // process, error
+	DiskFull    Code = "E48" // disk, error
+
+	MemoryShort Code = "E55" // has, needs
+	NoModule    Code = "E56" // module, error
+)
+
+var table = []Entry{
+	{NoDisk, "no disk", "no disk to live on: %s", false,
+		"The machine found no disk that the rule of its class allows and that is large enough. It runs from memory, keeps no release and runs no apps; it is linked and reported.",
+		"Put a disk in, or see that its controller's driver is in the OS image (holdfast os build, profile). If there is a disk, the class names another: disks.install in the class."},
+	{ForeignDisk, "disk of somebody else", "disk %s holds %s and is not touched", true,
+		"The only disk that could be used carries partitions or a file system that Holdfast did not make. Nothing on it was changed. A foreign disk is never overwritten unless the class says so.",
+		"If the disk may be erased: disks: {wipe: true} in a class of the site, release, and start the machine again; or erase its first and last MiB elsewhere."},
+	{SeveralDisks, "several disks", "several disks could be used and no rule says which: %s", false,
+		"More than one disk is large enough and the class does not choose. Guessing could erase the wrong one, so none is touched.",
+		"Name the disk by model, serial number, size or path in the class: disks.install."},
+	{SmallDisk, "disk too small", "disk %s has %s, %s are needed", true,
+		"The boot partitions, two roots, STATE and DATA do not fit.",
+		"Put a larger disk in, or choose a smaller STATE and DATA in the OS image's profile."},
+	{BadDisk, "disk error", "disk %s: %s", true,
+		"The disk answers with errors. What was acknowledged before is on it or it is not; the machine does not guess.",
+		"Replace the disk. The machine keeps its identity (it is in the TPM) and fills the new one by itself."},
+	{Locked, "locked", "the disk stays locked: %s", false,
+		"STATE did not open by the TPM. The machine runs no apps and takes no release; it is linked and reported, and waits.",
+		"holdfast machine unlock MACHINE, with the recovery key. If nobody changed this machine, find out first who did."},
+	{LockedBoot, "locked: booted differently", "the disk stays locked: the boot differs in %s", false,
+		"The TPM gives the disk's key to the very programs and Secure Boot keys that it was sealed to. Something before or in the boot image is different: other firmware settings, other Secure Boot keys, a boot image that no update announced, or somebody who tampers.",
+		"Undo the change and start again; if it was meant, holdfast machine unlock MACHINE with the recovery key, which seals to the new state."},
+	{NoTPM, "TPM gone", "the TPM does not answer: %s", false,
+		"This machine was installed with a TPM and now has none: it is switched off in the firmware, broken, or the disk is in another box. The identity was in it, so this box is a stranger now.",
+		"Switch the TPM on in the firmware. If it is broken, the machine is to be replaced: retire it and adopt the box anew."},
+	{StateSwapped, "STATE is not this machine's", "the disk's STATE is not what this machine remembers: %s", false,
+		"The anchor in the TPM names another volume key or a newer release than the disk holds. Somebody swapped the disk or put an old copy back. It was moved aside unread.",
+		"Put the machine's own disk back, or leave this one: the machine fills itself from the fleet. Find out who had it open."},
+	{FromStick, "booted from the stick", "this boot came from the stick", false,
+		"The machine runs from a USB stick. It installs to its disk where the rule of its class allows it; then it is to start from the disk.",
+		"When the console says that it is installed, pull the stick out and start again."},
+	{Unprotected, "protection none", "protection: none - the disk is not encrypted and the key lies in a file", false,
+		"The class says protection: none, or there is no TPM. Who takes the disk has all that is on it and the machine's identity; a rollback by disk is possible. Such a machine gets secrets only if the class says secretsUnprotected.",
+		"Nothing, if that is meant. Else switch the TPM on in the firmware, erase the disk, and install again."},
+	{AwaitPeople, "waiting to install", "disk %s is ready to be installed and waits for a release that allows it", true,
+		"The stick found the disk, and the fleet wants a person's word before it is used.",
+		"Adopt the machine with the code on its console, and release."},
+
+	{NoCarrier, "no cable", "nothing is plugged into port %s", true,
+		"The port has no link: no cable, a switch that is off, or a speed that the two do not share.",
+		"See to the cable and the switch; the lamps of the port tell."},
+	{NoAddress, "no address", "no address on port %s", true,
+		"The port has a link, and nobody gave it an address: no DHCP server answers, or the site's network names another port or VLAN.",
+		"See to the DHCP server or the VLAN of the switch's port. Without DHCP: network.yaml on the boot partition or a stick (holdfast schema network)."},
+	{NoRoute, "hub not reached", "the hub %s is not reached: %s", true,
+		"The machine has an address and cannot open a connection to the hub: no route, a firewall, a proxy that is not named, or the hub is down. Apps go on; reports are kept.",
+		"From the site's network, see that the hub's port answers (TCP, TLS). Where a proxy is needed: network.yaml, or the site's network."},
+	{HubKey, "hub key not pinned", "who answers as hub %s shows a key that is not pinned", true,
+		"Something between the machine and the hub ends TLS (a firewall that inspects), or the hub has a key that trust.yaml does not name, or this is not the hub.",
+		"Let the hub's address pass uninspected. If the hub has a new key: trust.yaml must name it before the old one goes."},
+	{NetworkUndone, "network undone", "the new network settings lost the hub and were undone: %s", false,
+		"A release changed the network, the hub was not reached with it in time, and the machine went back to the settings that last worked. It does not try these again.",
+		"Correct the site's network and release."},
+	{NoNames, "no name service", "names are not resolved: %s", false,
+		"No name server answers. The hub is reached only where its address is a number or was kept.",
+		"See to the DNS servers in the site's network, or to those that DHCP gives."},
+	{BadHints, "hints not readable", "%s is not used: %s", true,
+		"A file that a person or a stick brought has a fault and is left aside whole.",
+		"Correct it: holdfast schema network shows what it may say."},
+
+	{ClockFloor, "clock at the floor", "the clock is only known to be after %s", false,
+		"The hardware clock is dead or lies before the newest signed time, and no time server answers. The machine works; no maintenance window opens, and logs carry that date.",
+		"See to NTP (port 123/udp, or a server in the site's network), and to the battery of the clock."},
+	{ClockDisagrees, "clocks disagree", "sources of time disagree: %s", false,
+		"A step of more than a day needs two sources that agree. The clock stays as it is.",
+		"See which of the NTP servers is wrong."},
+	{ReleaseRefused, "release refused", "refused a release: %s", false,
+		"A release came that does not prove itself: its signature, number, digest or content is not what it must be. Nothing of it is used, and what ran goes on.",
+		"holdfast verify release/N in your clone says what is wrong with it. If yours is good, the hub or the way to it is not."},
+	{TrustLost, "trust lost", "trust.yaml is lost; the next release brings it back", false,
+		"The file that the anchor names is damaged or gone. Operators are refused until a release brings what the anchor names.",
+		"Nothing: it comes with the next slice. If it does not: holdfast release."},
+	{ForeignFleet, "other fleet", "%s", false,
+		"The machine remembers another fleet than the OS image was made for. Nothing of it is used.",
+		"Boot the OS image of the machine's own fleet, or clear the TPM in the firmware to give the box away for good."},
+	{RollbackByDisk, "rollback by disk possible", "rollback by disk possible: what the machine remembers lies on the disk", false,
+		"Without a TPM the newest release that the machine accepted is remembered on the disk itself: who puts an old copy of the disk in brings old trust back.",
+		"Nothing, if protection: none is meant."},
+	{ContentRefused, "content refused", "refused what a release says: %s", false,
+		"The release proves itself and this machine cannot make anything of its content. What ran goes on; the trust half is in force.",
+		"holdfast check and holdfast render SITE in the fleet repo say why; correct it and release."},
+	{UnsavedReleases, "release not kept", "a release could not be written: %s", false,
+		"STATE or the anchor takes no writes: full, read-only, or broken. The release does not count until it is written.",
+		"If the disk is full, see what fills it; if it is broken, replace it: the machine fills the new one."},
+
+	{OSRefused, "OS version refused", "refused OS version %s: %s", true,
+		"The OS image that a release names does not prove itself, does not fit this machine, or was tried and undone before. It is not tried again until a release names another, or holdfast os retry.",
+		"holdfast status --direct says more; correct os/ in the fleet repo and release."},
+	{OSRolledBack, "OS undone", "OS version %s was tried and undone: %s", true,
+		"The new version did not do well in its trial, and the machine went back to the old one with the old configuration, by itself. The same version with the same release is not tried again.",
+		"Read why on holdfast status --direct; release a version that does it better."},
+	{OSTooOld, "below the version floor", "OS version %s is below the floor %s of this machine", false,
+		"The machine ran a newer version for good. Older ones, though signed, may have holes that are closed since.",
+		"Boot the newest OS image. The floor rises only, and is in the TPM."},
+	{Corrupt, "root corrupt", "slot %s was left: its blocks are not what was signed", true,
+		"A block of the root file system did not match its hash, so the machine restarted, at once and without using it. The disk fails, or somebody changed it.",
+		"The machine repairs the slot with the next OS update. If it comes again, replace the disk."},
+	{NoWatchdog, "no watchdog", "no watchdog: a hang needs a person", false,
+		"No hardware watchdog was found, or its driver is not in the OS image. A kernel that hangs stays hanging.",
+		"Switch the watchdog on in the firmware, or add its driver to the profile of the OS image."},
+	{UnsafeBoot, "boot not protected", "the boot is not protected: %s", false,
+		"Secure Boot is off or in setup mode: what boots next is not checked by the firmware. The TPM still measures it.",
+		"Enrol the fleet's keys: they are on the boot partition (loader/keys), and systemd-boot enrols them in setup mode."},
+	{NoSlot, "slot not usable", "slot %s cannot be written: %s", true,
+		"The idle slot or the boot partition takes no writes, so the OS cannot be updated.",
+		"Replace the disk if it fails."},
+	{Trial, "on trial", "OS version %s is on trial", true,
+		"The machine judges the new version. Until it is blessed a restart may bring the old one back.",
+		"Wait."},
+	{Unmeasured, "not sealed", "the disk is not sealed for the next boot: %s", false,
+		"Before a planned restart the disk's key is sealed to what will boot next, and tested. That failed, so the restart is not made.",
+		"holdfast status --direct says more."},
+
+	{EtcdDamaged, "etcd damaged", "the cluster's data is damaged: %s", false,
+		"etcd does not start on its data. It was moved aside, not deleted; where another machine of the site has the data, it is fetched from there.",
+		"On a site of one machine: holdfast release again re-creates what the release says; what only the cluster knew is in the last backup."},
+	{EtcdHeld, "storage version held", "etcd is held at version %s until the OS is blessed", false,
+		"So that the old OS could still read the data. It ends by itself.",
+		"Wait."},
+	{CrashLoops, "process crashes", "%s crashes again and again: %s", true,
+		"A process of the machine ended several times in ten minutes. It is started again after a pause that grows.",
+		"holdfast status --direct; the last lines of its output are in the log."},
+	{DiskFull, "disk full", "%s is full: %s", true,
+		"Below a tenth the machine says so, below a twentieth pods are turned away.",
+		"See which app fills it: holdfast kubectl SITE get pods -A; the class can give DATA a larger disk."},
+
+	{MemoryShort, "memory short", "the machine has %s of memory, %s are needed", false,
+		"The machine has less memory than its OS and Kubernetes need, so apps may be turned away or killed.",
+		"Give it more memory, or less to do."},
+	{NoModule, "driver missing", "kernel module %s: %s", true,
+		"A module that the profile names, or that a device asks for, did not load.",
+		"Add it to the drivers in the profile of the OS image; without it the device does not work."},
+}
+
+// Lookup finds the entry of a code.
+func Lookup(code Code) (Entry, bool) {
+	i := slices.IndexFunc(table, func(e Entry) bool { return e.Code == code })
+	if i < 0 {
+		return Entry{}, false
+	}
+	return table[i], true
+}
+
+// Parse reads a code as a person writes it: e17.
+func Parse(s string) (Code, bool) {
+	s = strings.ToUpper(strings.TrimSpace(s))
+	if len(s) != 3 || s[0] != 'E' || s[1] < '0' || s[1] > '9' || s[2] < '0' || s[2] > '9' {
+		return "", false
+	}
+	return Code(s), true
+}
+
+// Table lists every entry, by code.
+func Table() []Entry { return slices.Clone(table) }
