@@ -27,6 +27,7 @@ type Section struct {
 const (
 	maxSections = 64
 	maxText     = 64 << 10 // of .cmdline and .osrel
+	maxSize     = 256 << 20
 	rowSize     = 40
 )
 
@@ -112,6 +113,9 @@ func parse(r io.ReaderAt) (layout, error) {
 		if row.RawSize > 0 && int64(row.RawAt) < l.headers {
 			return bad("section %q begins inside the headers", row.name())
 		}
+		if row.VirtualSize > maxSize {
+			return bad("section %q of %d bytes: too large", row.name(), row.VirtualSize)
+		}
 		if names[row.name()] {
 			return bad("two sections %q", row.name())
 		}
@@ -153,6 +157,9 @@ func Build(stub []byte, sections []Section) ([]byte, error) {
 		if s.Name == "" || len(s.Name) > 8 || len(s.Data) == 0 || names[s.Name] {
 			return nil, fmt.Errorf("section %q of %d bytes: want a new name of at most 8 bytes, and data", s.Name, len(s.Data))
 		}
+		if len(s.Data) > maxSize {
+			return nil, fmt.Errorf("section %q of %d bytes: %d is the most", s.Name, len(s.Data), maxSize)
+		}
 		names[s.Name] = true
 		out = pad(out, l.fileAlign)
 		virtual = alignUp(virtual, l.sectAlign)
@@ -160,9 +167,6 @@ func Build(stub []byte, sections []Section) ([]byte, error) {
 		copy(r.Name[:], s.Name)
 		virtual += int64(len(s.Data))
 		out = pad(append(out, s.Data...), l.fileAlign)
-		if virtual > 1<<31 {
-			return nil, fmt.Errorf("section %q: the image grows beyond 2 GiB", s.Name)
-		}
 		r.RawSize = uint32(len(out)) - r.RawAt
 		initialized += r.RawSize
 		if _, err := binary.Encode(out[l.table+int64(len(l.rows)+i)*rowSize:], le, r); err != nil {
