@@ -105,7 +105,7 @@ func (h *Hub) hello(w http.ResponseWriter, r *http.Request, m *machine) {
 		return
 	}
 	m.mu.Lock()
-	m.version = hello.Version
+	m.version, m.locked = hello.Version, hello.Locked
 	m.refused = refusal{} // it may have been restarted with another mind
 	reply := wire.HelloReply{Capability: wire.Capability, Listed: true, Site: place.Site.Name}
 	if m.report != nil {

@@ -116,6 +116,7 @@ type machine struct {
 	since    time.Time     // of being online or offline
 	address  netip.Addr
 	version  string // of machined
+	locked   bool   // by its greeting: it can keep no slice
 
 	report   *wire.Report // nil before the first
 	reported time.Time

@@ -69,9 +69,9 @@ func (h *Hub) offer(ctx context.Context, m *machine) (again bool, err error) {
 		return false, err
 	}
 	m.mu.Lock()
-	has, refused := m.held, m.refused.slice
+	has, refused, locked := m.held, m.refused.slice, m.locked
 	m.mu.Unlock()
-	if has.slice == want.digest || refused == want.digest {
+	if locked || has.slice == want.digest || refused == want.digest {
 		return false, nil
 	}
 	dictionary := h.recut(ctx, now, has)

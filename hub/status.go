@@ -121,6 +121,7 @@ func (h *Hub) machineStatus(now *head, member sites.Member) wire.MachineStatus {
 	s.BytesSent, s.BytesReceived = m.countBytes()
 	if m.report != nil {
 		s.State, s.Detail, s.N, s.Effect = m.report.Phase, m.report.Detail, m.report.N, m.report.Effect
+		s.OS, s.Slot, s.Trial = m.report.OS, m.report.Slot, m.report.Trial
 		s.Apps, s.Conditions, s.Reported = m.report.Apps, m.report.Conditions, m.reported.UTC()
 	}
 	switch {

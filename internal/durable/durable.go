@@ -100,13 +100,21 @@ func ReadJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
+	if err := DecodeJSON(data, v); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}
+
+// DecodeJSON decodes what ReadJSON would have read.
+func DecodeJSON(data []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return err
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return fmt.Errorf("read %s: something follows the JSON value", path)
+		return errors.New("something follows the JSON value")
 	}
 	return nil
 }

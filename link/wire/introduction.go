@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -94,12 +93,7 @@ func SignIntroduction(in Introduction, identity crypto.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign introduction: %w", err)
 	}
-	message, hash := statement, crypto.Hash(0)
-	if _, edwards := identity.Public().(ed25519.PublicKey); !edwards {
-		sum := sha256.Sum256(statement)
-		message, hash = sum[:], crypto.SHA256
-	}
-	signature, err := identity.Sign(rand.Reader, message, hash)
+	signature, err := signStatement(identity, statement)
 	if err != nil {
 		return nil, fmt.Errorf("sign introduction: %w", err)
 	}

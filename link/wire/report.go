@@ -20,11 +20,12 @@ const (
 	Refused     Phase = "refused"     // the release or its effect was refused; it runs what it ran
 	Failed      Phase = "failed"      // it tried, and is not well
 	Evicted     Phase = "evicted"     // a release put it out
+	Locked      Phase = "locked"      // its disk does not open, or it has none: it runs nothing
 	Quarantined Phase = "quarantined" // no release names it
 )
 
 // severity orders phases: what a person must look at first comes last.
-var severity = []Phase{OK, Waiting, Staging, Applying, Offline, Quarantined, Evicted, Refused, Failed}
+var severity = []Phase{OK, Waiting, Staging, Applying, Offline, Quarantined, Evicted, Refused, Failed, Locked}
 
 // Valid tells whether this program knows the phase. A peer may know more: what
 // is unknown is kept and shown as it is.
@@ -61,6 +62,9 @@ type State struct {
 	Phase  Phase  `json:"phase"`
 	Detail string `json:"detail,omitempty"`
 	Slice  string `json:"slice,omitempty"` // see Hello; a hub whose slice was just taken knows it, so it is left out then
+	OS     string `json:"os,omitempty"`    // version of the OS image; none when hosted
+	Slot   string `json:"slot,omitempty"`  // that it booted: a, b or stick
+	Trial  string `json:"trial,omitempty"` // phase of the trial that this OS is on
 }
 
 // AppStatus is one app on a machine's site.
@@ -199,7 +203,8 @@ func (u *Update) Validate() error {
 
 func (s *State) validate() error {
 	s.Detail = Clean(s.Detail)
-	return errors.Join(name("site", s.Site), name("phase", string(s.Phase)), digest("effect", s.Effect), digest("slice", s.Slice))
+	return errors.Join(name("site", s.Site), name("phase", string(s.Phase)), digest("effect", s.Effect), digest("slice", s.Slice),
+		name("os", s.OS), name("slot", s.Slot), name("trial", s.Trial))
 }
 
 func (a *AppStatus) validate() error {

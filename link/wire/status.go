@@ -60,6 +60,9 @@ type MachineStatus struct {
 	BytesSent     uint64          `json:"bytesSent"`     // hub to machine, below TLS
 	BytesReceived uint64          `json:"bytesReceived"` // machine to hub
 	Protection    string          `json:"protection,omitempty"`
+	OS            string          `json:"os,omitempty"`         // version of the OS image; none when hosted
+	Slot          string          `json:"slot,omitempty"`       // that it booted
+	Trial         string          `json:"trial,omitempty"`      // phase of the trial that this OS is on
 	Unverified    bool            `json:"unverified,omitempty"` // adopted without its code
 }
 
@@ -104,6 +107,7 @@ func (m *MachineStatus) validate() error {
 	errs := []error{
 		name("id", string(m.ID)), name("name", m.Name), name("state", string(m.State)), name("address", m.Address),
 		name("version", m.Version), digest("effect", m.Effect), name("protection", m.Protection),
+		name("os", m.OS), name("slot", m.Slot), name("trial", m.Trial),
 		list("apps", m.Apps), list("conditions", m.Conditions),
 	}
 	for i := range m.Apps {
