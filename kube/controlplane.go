@@ -43,12 +43,14 @@ type (
 		Probe             probeFile  `json:"probe"`
 		ControllerManager []string   `json:"controllerManager,omitempty"`
 		Scheduler         []string   `json:"scheduler,omitempty"`
+		Hold              string     `json:"hold,omitempty"`
 		Memory            memoryFile `json:"memory"`
 	}
 	controllersFile struct {
 		Probe             probeFile  `json:"probe"`
 		ControllerManager []string   `json:"controllerManager"`
 		Scheduler         []string   `json:"scheduler"`
+		Hold              string     `json:"hold,omitempty"`
 		Memory            memoryFile `json:"memory"`
 	}
 )
@@ -63,6 +65,10 @@ const (
 
 	// smallMemory is where a burst of requests must queue rather than fit.
 	smallMemory = 1 << 30
+	// controlPlaneLimit is what a control plane of a small machine collects its
+	// garbage for, whatever the percentage says: twice its live heap. Nearer to it
+	// the collector never rests.
+	controlPlaneLimit = "250MiB"
 )
 
 // probe says how the API server at address is asked whether it is ready.
@@ -85,13 +91,14 @@ func (s *site) controlPlaneFiles(bootstrap []Object) error {
 		APIServer: s.apiServer(),
 		Bootstrap: s.config("bootstrap.json"),
 		Probe:     probe,
+		Hold:      s.opts.Hold,
 		Memory:    s.memory(),
 	}
 	manager, scheduler := s.controllerManager(), s.scheduler()
 	if s.merged() {
 		c.ControllerManager, c.Scheduler = manager, scheduler
 	} else {
-		s.write("controllers.json", jsonText(controllersFile{probe, manager, scheduler, s.memory()}))
+		s.write("controllers.json", jsonText(controllersFile{probe, manager, scheduler, s.opts.Hold, s.memory()}))
 	}
 	s.write("control-plane.json", jsonText(c))
 	// For people and for machined, whose way to the API it is.

@@ -34,8 +34,15 @@ func (s *site) node() {
 		},
 		Healthz: "http://" + loopback(kubeletHealthPort) + "/healthz",
 		Probe:   s.probe(s.apiEndpoint()),
-		Memory:  memoryFile{GCPercent: 50, SettleSeconds: settleSeconds, FreeSeconds: 600},
+		Memory:  s.nodeMemory(),
 	}))
+}
+
+func (s *site) nodeMemory() memoryFile {
+	if s.small() {
+		return memoryFile{GCPercent: 25, SettleSeconds: 10, FreeSeconds: freeSeconds}
+	}
+	return memoryFile{GCPercent: 50, SettleSeconds: settleSeconds, FreeSeconds: 600}
 }
 
 func (s *site) nodeLabels() string {
@@ -51,6 +58,13 @@ func (s *site) nodeLabels() string {
 // Eviction: the kubelet counts active file pages as used, so its default of 100
 // MiB would evict the one app of a small machine for nothing. Nor does a site
 // stay shut for the default of 5 minutes once a full disk has room again.
+//
+// Swap: a machine with little memory has zram, for its own programs. Pods get
+// none (NoSwap), so that a limit of memory is one.
+//
+// Reserved: what kernel, OS and our own programs need was measured, 380 to 420 MiB
+// with a control plane. A small machine swaps a part of it, and its apps get
+// what is left.
 func (s *site) kubelet() []byte {
 	reserved := s.opts.Reserved
 	if reserved == 0 {
@@ -63,7 +77,7 @@ func (s *site) kubelet() []byte {
 	if s.small() {
 		evict = "32Mi"
 		if s.opts.Reserved == 0 {
-			reserved = s.opts.Memory / 2
+			reserved = min(reserved, s.opts.Memory*5/8)
 		}
 	}
 	maxPods := s.Kubernetes.MaxPods

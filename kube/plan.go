@@ -96,6 +96,11 @@ type Options struct {
 	GCPercent int
 	// Cluster says how etcd starts; the zero value is a cluster of this one.
 	Cluster Cluster
+	// Hold is the minor of Kubernetes before the one in Bin, such as "1.36", while
+	// that one is on trial: nothing is written that the programs of that minor could
+	// not read. "" is no hold, and so is Bin's own minor. To lift it is to plan
+	// without it. Dialect judges both.
+	Hold string
 }
 
 // Cluster is what has been decided about etcd's membership by whoever asked the
@@ -128,6 +133,9 @@ type Plan struct {
 	PacketFilter string
 	// Commands in an order in which each follows those that it needs.
 	Commands []Command
+	// DialectFile says, while a control plane runs, what it speaks and which
+	// versions its data has (ParseDialect); "" on a machine without one.
+	DialectFile string
 	// Objects are the cluster's own: rights, DNS, the API's address. On a control
 	// plane the API server applies them to itself before it is ready; when they
 	// change later, machined applies them.
@@ -220,6 +228,7 @@ func New(r *fleet.Resolved, self fleet.Machine, p Paths, o Options) (*Plan, erro
 		if err := s.controlPlaneFiles(plan.Objects); err != nil {
 			return nil, err
 		}
+		plan.DialectFile = s.dialectFile()
 	}
 	plan.Files = s.files
 	slices.SortFunc(plan.Files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
@@ -262,6 +271,8 @@ func newSite(r *fleet.Resolved, self fleet.Machine, p Paths, o Options) (*site, 
 		return nil, fmt.Errorf("its address %v is the API's", self.SiteAddress)
 	case !o.Registry.IsValid():
 		return nil, fmt.Errorf("no registry on loopback given")
+	case o.Hold != "" && !minors.MatchString(o.Hold):
+		return nil, fmt.Errorf("held at %q, which is no minor of Kubernetes such as 1.36", o.Hold)
 	}
 	s.apiService = nth(n.ServiceRange, 1)
 	s.dnsAddress = nth(n.ServiceRange, 10)
@@ -303,6 +314,8 @@ func (s *site) config(name string) string { return path.Join(s.paths.Config, nam
 func (s *site) run(name string) string    { return path.Join(s.paths.Run, name) }
 func (s *site) data(name string) string   { return path.Join(s.paths.Data, name) }
 func (s *site) bin(name string) string    { return path.Join(s.paths.Bin, name) }
+
+func (s *site) dialectFile() string { return s.run("control-plane.status") }
 
 func (s *site) write(name string, content []byte) {
 	s.files = append(s.files, File{Path: s.config(name), Mode: 0o644, Content: content})
@@ -367,6 +380,10 @@ func (s *site) commands(files []File) []Command {
 	if s.controlPlane {
 		c := part("control-plane", "control-plane.json")
 		c.OOMScoreAdj = -900
+		c.Args = append(c.Args, "--status-file", s.dialectFile())
+		if s.small() {
+			c.Env = []string{"GOMEMLIMIT=" + controlPlaneLimit}
+		}
 		c.Revision = revision(files, s.config("control-plane.json"), s.config("audit.yaml"), s.config("admission.yaml"), s.config("authentication.yaml"))
 		list = append(list, c)
 		if !s.merged() {

@@ -71,7 +71,7 @@ var cases = map[string]func() (*fleet.Resolved, fleet.Machine, Options){
 		r.Machines = append(r.Machines, machine("oven", RoleControlPlane, "10.213.0.12"), machine("grinder", RoleControlPlane, "10.213.0.13"))
 		o := options()
 		o.Hosted, o.Memory, o.Time = true, 512<<20, time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
-		o.PeerInterfaces = []string{"wg0"}
+		o.PeerInterfaces, o.Hold = []string{"wg0"}, "1.36"
 		o.Cluster = Cluster{Token: "c1", Join: true, Members: map[string]netip.Addr{"till": address("10.213.0.11"), "oven": address("10.213.0.12")}}
 		return r, r.Machines[1], o
 	},
@@ -157,6 +157,7 @@ func TestRefusals(t *testing.T) {
 			r.Network.SiteRange = netip.MustParsePrefix("10.99.0.0/24")
 		}, "not in the site range"},
 		"address of the API":      {func(r *fleet.Resolved, _ *fleet.Machine, _ *Options) { r.Network.APIAddress = address("10.213.0.11") }, "is the API's"},
+		"held at nonsense":        {func(_ *fleet.Resolved, _ *fleet.Machine, o *Options) { o.Hold = "latest" }, `held at "latest"`},
 		"no registry":             {func(_ *fleet.Resolved, _ *fleet.Machine, o *Options) { o.Registry = netip.AddrPort{} }, "no registry"},
 		"an operator without key": {func(_ *fleet.Resolved, _ *fleet.Machine, o *Options) { o.Trust.Operators[0].Key = "x" }, "operator anna"},
 	} {

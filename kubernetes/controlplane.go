@@ -25,11 +25,16 @@ const stopLimit = 15 * time.Second
 //
 // The end of any of them is the end of all: half a control plane helps nobody,
 // and the caller knows how to start a whole one.
-func runControlPlane(ctx context.Context, file string, ready *readiness) error {
+func runControlPlane(ctx context.Context, file string, ready *readiness, tell *teller) error {
 	c, err := config.LoadControlPlane(file)
 	if err != nil {
 		return err
 	}
+	d, err := heldAt(c.Hold)
+	if err != nil {
+		return err
+	}
+	c.Etcd.Speak = d.etcd
 	startMemory(c.Memory)
 	member, err := store.Start(ctx, c.Etcd, os.Exit)
 	if err != nil {
@@ -38,23 +43,25 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 	defer member.Close()
 	useMember(member)
 	said("etcd serves")
+	go tell.follow(ctx, d, member)
 
 	var server atomic.Pointer[genericapiserver.GenericAPIServer]
 	api := start("API server", func(ctx context.Context) error {
-		return runAPIServer(ctx, c.APIServer, c.Bootstrap, server.Store)
+		return runAPIServer(ctx, d.arguments(c.APIServer), c.Bootstrap, server.Store)
 	})
 	defer api.stop(stopLimit)
 	if err := wait(ctx, api, member, func(ctx context.Context) error { return waitReady(ctx, c.Probe) }); err != nil {
 		return ended(ctx, err)
 	}
 	said("API ready")
+	tell.tell(func(s *status) { s.Ready = true })
 	if err := ready.set(); err != nil {
 		return err
 	}
 
 	stages := []*stage{api}
 	if len(c.ControllerManager) > 0 {
-		s := startControllers(c.ControllerManager, c.Scheduler)
+		s := startControllers(d.arguments(c.ControllerManager), c.Scheduler)
 		defer stopAll(s)
 		stages = append(stages, s...)
 	}
@@ -64,25 +71,31 @@ func runControlPlane(ctx context.Context, file string, ready *readiness) error {
 		}
 	})
 	err = first(ctx, member, stages)
+	tell.tell(func(s *status) { s.Ready = false })
 	ready.clear()
 	return ended(ctx, err)
 }
 
 // runControllers is controller manager and scheduler beside an API server that
 // runs elsewhere, and is waited for.
-func runControllers(ctx context.Context, file string, ready *readiness) error {
+func runControllers(ctx context.Context, file string, ready *readiness, _ *teller) error {
 	c, err := config.LoadControllers(file)
 	if err != nil {
 		return err
 	}
+	d, err := heldAt(c.Hold)
+	if err != nil {
+		return err
+	}
+	manager := d.arguments(c.ControllerManager)
 	startMemory(c.Memory)
-	if err := setGlobals(c.ControllerManager); err != nil {
+	if err := setGlobals(manager); err != nil {
 		return err
 	}
 	if err := waitReady(ctx, c.Probe); err != nil {
 		return ended(ctx, err)
 	}
-	s := startControllers(c.ControllerManager, c.Scheduler)
+	s := startControllers(manager, c.Scheduler)
 	defer stopAll(s)
 	if err := ready.set(); err != nil {
 		return err

@@ -29,6 +29,18 @@
 //     of a newer etcd with another (76), so that the caller can tell what needs
 //     a snapshot from what needs patience or the newer program.
 //
+// # The old dialect
+//
+// "hold" in a configuration file names the minor of Kubernetes before this one's.
+// As long as it stands there, the API server and the controllers emulate that minor
+// and etcd calls itself one of the minor that it had, so that nothing is ever
+// written, from the first entry on, that the older program could not read: a new
+// program on trial can be killed at any instant and the old one goes on. To lift
+// the hold is to start without it; within seconds etcd raises its versions, and
+// from then on the older program refuses the data (76). --status-file names a file
+// that says, while the control plane runs, what it speaks and which versions its
+// data has.
+//
 // # Function-call etcd, said openly
 //
 // k8s.io/apiserver builds its etcd clients through a package variable that is

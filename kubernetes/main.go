@@ -19,7 +19,7 @@ import (
 
 const exitUsage = 64 // EX_USAGE
 
-const usage = `usage: kube control-plane --config FILE [--ready-file FILE] [--ready-fd N]
+const usage = `usage: kube control-plane --config FILE [--ready-file FILE] [--ready-fd N] [--status-file FILE]
        kube controllers   --config FILE [--ready-file FILE] [--ready-fd N]
        kube node          --config FILE [--ready-file FILE] [--ready-fd N]
        kube kubectl ...
@@ -27,7 +27,7 @@ const usage = `usage: kube control-plane --config FILE [--ready-file FILE] [--re
 `
 
 // parts are the long-running forms, by their first argument.
-var parts = map[string]func(ctx context.Context, file string, r *readiness) error{
+var parts = map[string]func(ctx context.Context, file string, r *readiness, t *teller) error{
 	"control-plane": runControlPlane,
 	"controllers":   runControllers,
 	"node":          runNode,
@@ -63,11 +63,12 @@ func dispatch(args []string) int {
 	return run(args[1], part, args[2:])
 }
 
-func run(name string, part func(context.Context, string, *readiness) error, args []string) int {
+func run(name string, part func(context.Context, string, *readiness, *teller) error, args []string) int {
 	fs := flag.NewFlagSet("kube "+name, flag.ContinueOnError)
 	file := fs.String("config", "", "configuration `file`")
 	readyFile := fs.String("ready-file", "", "`file` that exists from the moment the part serves")
 	readyFD := fs.Int("ready-fd", -1, "inherited `descriptor` that a line is written to at that moment")
+	statusFile := fs.String("status-file", "", "`file` that says which versions a control plane's data has, while it runs")
 	if err := fs.Parse(args); err != nil {
 		return exitUsage
 	}
@@ -81,7 +82,9 @@ func run(name string, part func(context.Context, string, *readiness) error, args
 		return exitUsage
 	}
 	defer ready.clear()
-	err = part(signals(), *file, ready)
+	tell := newTeller(*statusFile)
+	defer tell.clear()
+	err = part(signals(), *file, ready, tell)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "kube %s: %v\n", name, err)
 		return 1

@@ -19,7 +19,7 @@ import (
 // runNode is kubelet and service proxy. The kubelet's end is the part's; the
 // proxy is started again by itself, because Services that stand still are better
 // than pods that nobody looks after.
-func runNode(ctx context.Context, file string, ready *readiness) error {
+func runNode(ctx context.Context, file string, ready *readiness, _ *teller) error {
 	c, err := config.LoadNode(file)
 	if err != nil {
 		return err

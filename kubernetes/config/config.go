@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -37,7 +38,11 @@ type ControlPlane struct {
 	// that they run elsewhere. Either both or none.
 	ControllerManager []string `json:"controllerManager,omitempty"`
 	Scheduler         []string `json:"scheduler,omitempty"`
-	Memory            Memory   `json:"memory"`
+	// Hold is the minor of Kubernetes before the program's own, such as "1.36":
+	// everything is written so that the programs of that minor can read it, until
+	// a start without it. The program's own minor and "" hold nothing.
+	Hold   string `json:"hold,omitempty"`
+	Memory Memory `json:"memory"`
 }
 
 // Controllers configures a process of controller manager and scheduler.
@@ -46,7 +51,9 @@ type Controllers struct {
 	Probe             Probe    `json:"probe"`
 	ControllerManager []string `json:"controllerManager"`
 	Scheduler         []string `json:"scheduler"`
-	Memory            Memory   `json:"memory"`
+	// Hold is as in ControlPlane.
+	Hold   string `json:"hold,omitempty"`
+	Memory Memory `json:"memory"`
 }
 
 // Node configures kubelet and service proxy.
@@ -113,6 +120,9 @@ type Etcd struct {
 	QuotaBytes int64 `json:"quotaBytes,omitempty"`
 	// CheckAtStart compares this member's data with the others' before it serves.
 	CheckAtStart bool `json:"checkAtStart,omitempty"`
+	// Speak is the minor of etcd that the member calls itself, such as "3.6": its
+	// own or the one before; "" is its own. It follows from ControlPlane.Hold.
+	Speak string `json:"-"`
 }
 
 // Heartbeat is the interval between a leader's signs of life.
@@ -188,7 +198,10 @@ func (c *ControlPlane) check() error {
 		c.Probe.check(),
 		some("apiServer", c.APIServer),
 		noFlag("apiServer", c.APIServer, "--etcd-servers"),
+		noFlag("apiServer", c.APIServer, "--emulated-version"),
+		noFlag("controllerManager", c.ControllerManager, "--emulated-version"),
 		both(c.ControllerManager, c.Scheduler),
+		minor("hold", c.Hold),
 	)
 }
 
@@ -196,7 +209,9 @@ func (c *Controllers) check() error {
 	return errors.Join(
 		c.Probe.check(),
 		some("controllerManager", c.ControllerManager),
+		noFlag("controllerManager", c.ControllerManager, "--emulated-version"),
 		some("scheduler", c.Scheduler),
+		minor("hold", c.Hold),
 	)
 }
 
@@ -253,6 +268,15 @@ func noFlag(field string, args []string, flag string) error {
 		if a == flag || strings.HasPrefix(a, flag+"=") {
 			return fmt.Errorf("%s: %s is set by this program", field, flag)
 		}
+	}
+	return nil
+}
+
+var minors = regexp.MustCompile(`^1\.[1-9][0-9]{0,2}$`)
+
+func minor(field, value string) error {
+	if value != "" && !minors.MatchString(value) {
+		return fmt.Errorf("%s: %q is no minor of Kubernetes such as 1.36", field, value)
 	}
 	return nil
 }

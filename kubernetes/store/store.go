@@ -4,7 +4,9 @@
 // It promises that the member speaks to peers by mutual TLS only, that a stop
 // hands leadership on first, and that the two failures which a restart cannot
 // mend are told apart from all others: damaged data ([ExitDamaged]) and data
-// written by a newer etcd ([ExitNewer]). It leaves membership, snapshots and
+// written by a newer etcd ([ExitNewer]). A member that is told to speak the minor
+// before its own writes nothing that the older program could not read, from its
+// first entry on. It leaves membership, snapshots and
 // the decision what to do about damage to the machine.
 package store
 
@@ -48,6 +50,9 @@ type Member struct {
 // The caller passes os.Exit.
 func Start(ctx context.Context, c config.Etcd, exit func(code int)) (m *Member, err error) {
 	wal.SegmentSizeBytes = walSegment
+	if err := speak(c.Speak); err != nil {
+		return nil, err
+	}
 	cfg, err := embedded(c, exit)
 	if err != nil {
 		return nil, err

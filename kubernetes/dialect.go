@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/version"
+	component "k8s.io/component-base/version"
+
+	"github.com/holdfast-edge/holdfast/kubernetes/store"
+)
+
+// etcdOf is the minor of etcd that our builds of a minor of Kubernetes carry.
+var etcdOf = map[string]string{"1.35": "3.6", "1.36": "3.6", "1.37": "3.7"}
+
+// A dialect is what a control plane writes: its own, or, while a new program is
+// on trial, that of the minor before, so that the old program can come back to
+// the data at any instant.
+type dialect struct {
+	own     string // minor of this program, such as "1.37"
+	emulate string // the minor before, while held; else ""
+	etcd    string // minor of etcd to speak; "" is its own
+}
+
+// dialectOf is what a configuration's hold asks of this program.
+func dialectOf(hold, program, etcd string) (d dialect, err error) {
+	v, err := version.ParseSemantic(program)
+	if err != nil {
+		return d, fmt.Errorf("version of this program: %w", err)
+	}
+	d.own = fmt.Sprintf("%d.%d", v.Major(), v.Minor())
+	if hold == "" || hold == d.own {
+		return d, nil
+	}
+	if before := fmt.Sprintf("%d.%d", v.Major(), v.Minor()-1); hold != before {
+		return d, fmt.Errorf("hold: Kubernetes %s can be held at %s, not at %s: minors are taken one at a time", d.own, before, hold)
+	}
+	was, ok := etcdOf[hold]
+	if !ok {
+		return d, fmt.Errorf("hold: this program does not know which etcd Kubernetes %s had", hold)
+	}
+	d.emulate = hold
+	if was != etcd {
+		d.etcd = was
+	}
+	return d, nil
+}
+
+// heldAt is dialectOf for the running program.
+func heldAt(hold string) (dialect, error) {
+	return dialectOf(hold, component.Get().GitVersion, store.Minor())
+}
+
+// arguments are args of the API server or the controller manager in this dialect.
+// The oldest program that must be able to read what is stored is upstream's
+// default, the minor before the emulated one.
+func (d dialect) arguments(args []string) []string {
+	if d.emulate == "" {
+		return args
+	}
+	return append([]string{"--emulated-version=" + d.emulate}, args...)
+}
+
+// status is the file by which the caller judges a trial. Package kube of the main
+// module reads it.
+type status struct {
+	Program        string `json:"program"`        // such as "v1.37.2"
+	Speaks         string `json:"speaks"`         // minor of Kubernetes that is emulated or its own
+	Held           bool   `json:"held"`           // speaks the minor before its own
+	Etcd           string `json:"etcd"`           // such as "3.7.3"
+	EtcdSpeaks     string `json:"etcdSpeaks"`     // such as "3.6"
+	ClusterVersion string `json:"clusterVersion"` // of etcd's log
+	StorageVersion string `json:"storageVersion"` // of etcd's database
+	Downgrade      bool   `json:"downgrade,omitempty"`
+	Ready          bool   `json:"ready"` // the API was ready, and its server has not ended since
+}
+
+// teller keeps the status file. Nothing stands there while the part does not run:
+// what an earlier run left would be a lie.
+type teller struct {
+	file string
+
+	mu   sync.Mutex
+	last status
+}
+
+func newTeller(file string) *teller {
+	t := &teller{file: file}
+	t.clear()
+	return t
+}
+
+func (t *teller) clear() {
+	if t.file != "" {
+		os.Remove(t.file)
+	}
+}
+
+// follow tells what changes until ctx ends: versions rise soon after a start, or
+// when the last member of a site has been lifted.
+func (t *teller) follow(ctx context.Context, d dialect, m *store.Member) {
+	began := time.Now()
+	for {
+		v := m.Versions()
+		t.tell(func(s *status) {
+			s.Program, s.Speaks, s.Held = component.Get().GitVersion, d.own, d.emulate != ""
+			if s.Held {
+				s.Speaks = d.emulate
+			}
+			s.Etcd, s.EtcdSpeaks, s.ClusterVersion, s.StorageVersion, s.Downgrade = v.Program, v.Speaks, v.Cluster, v.Storage, v.Downgrade
+		})
+		pause := 10 * time.Second
+		if time.Since(began) < time.Minute || v.Cluster != v.Storage {
+			pause = 200 * time.Millisecond
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// tell changes the status and writes it where it differs. That it cannot be
+// written is said and no reason to end: the caller sees that nothing is there.
+func (t *teller) tell(change func(*status)) {
+	if t.file == "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := t.last
+	change(&next)
+	if next == t.last {
+		return
+	}
+	if err := replace(t.file, next); err != nil {
+		fmt.Fprintln(os.Stderr, "kube: status:", err)
+		return
+	}
+	t.last = next
+}
+
+// replace writes the file whole. It is on tmpfs and worthless after a reboot, so
+// nothing is synced.
+func replace(file string, s status) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	part := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".part")
+	if err := os.WriteFile(part, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(part, file)
+}
