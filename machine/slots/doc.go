@@ -1,0 +1,21 @@
+// Package slots keeps the two boot slots of a machine: two root partitions and,
+// on the ESP, one UKI for each, whose file name carries the boot loader's count
+// of tries.
+//
+//	EFI/Linux/holdfast-a.efi       blessed: booted without counting
+//	EFI/Linux/holdfast-b+3.efi     armed: three tries, none made
+//	EFI/Linux/holdfast-b+2-1.efi   the loader counts down before each try
+//	EFI/Linux/holdfast-b+0-3.efi   no try left: sorted last, booted only when nothing else is there
+//	EFI/Linux/holdfast-b.new       unfinished: the loader does not see it
+//
+// It promises that at each instant at which the power can go, an entry that is
+// known to be good is on the ESP, and first in the loader's order unless a new
+// one was armed. For that no file of a good slot is ever renamed: FAT writes the
+// two halves of a rename as it likes, so a name changes by a copy that is
+// flushed, and only then goes the old file. The one rename is that of a new UKI
+// from its hidden name, where either outcome is harmless, and Clean unties the two
+// names where both reached the disk.
+//
+// It leaves out what is to be booted and why (package machine/update), where the
+// bytes come from (package osimage/artefact) and the partitions themselves.
+package slots
