@@ -48,7 +48,7 @@ func (b *Box) Protection() string { return box.ProtectionTPM }
 // ReadNote implements box.Box. It asks the TPM nothing.
 func (b *Box) ReadNote(name string) ([]byte, error) { return b.tpm.readNote(name) }
 
-// WriteNote implements box.Box. ErrNotesFull when there is no room. After another error the note is the old one or the new.
+// WriteNote implements box.Box. box.ErrFull when there is no room. After another error the note is the old one or the new.
 func (b *Box) WriteNote(name string, data []byte) error {
 	if data == nil {
 		data = []byte{}

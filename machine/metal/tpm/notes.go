@@ -49,6 +49,9 @@ type notes struct {
 }
 
 func (t *TPM) readNote(name string) ([]byte, error) {
+	if err := box.CheckName(name); err != nil {
+		return nil, err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.loadNotes(); err != nil {
@@ -63,6 +66,9 @@ func (t *TPM) readNote(name string) ([]byte, error) {
 
 // changeNote writes a note; nil data removes it.
 func (t *TPM) changeNote(name string, data []byte) error {
+	if err := box.CheckName(name); err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.loadNotes(); err != nil {
@@ -95,12 +101,9 @@ func encodeNotes(values map[string][]byte) ([]byte, error) {
 	sum := 0
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		data := values[name]
-		if name == "" || len(name) > 64 {
-			return nil, fmt.Errorf("a note called %.70q: want 1 to 64 bytes", name)
-		}
 		sum += len(name) + len(data)
 		if sum > box.MaxNotes || len(values) > maxNotes {
-			return nil, fmt.Errorf("%w: %d notes with %d bytes, at most %d with %d", ErrNotesFull, len(values), sum, maxNotes, box.MaxNotes)
+			return nil, fmt.Errorf("%w: %d notes with %d bytes, at most %d with %d", box.ErrFull, len(values), sum, maxNotes, box.MaxNotes)
 		}
 		body = append(append(body, byte(len(name))), name...)
 		body = append(binary.BigEndian.AppendUint16(body, uint16(len(data))), data...)

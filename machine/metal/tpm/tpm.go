@@ -32,8 +32,6 @@ var (
 	ErrBlob = errors.New("not a sealed secret")
 	// ErrDamagedNotes: both copies of the notes are there and neither is whole.
 	ErrDamagedNotes = errors.New("the notes in the TPM are damaged")
-	// ErrNotesFull: the notes together would have more than box.MaxNotes bytes.
-	ErrNotesFull = errors.New("no room for the note")
 	// ErrForeignDigest: the identity key signs messages only.
 	ErrForeignDigest = errors.New("a restricted TPM key signs no digest that it did not make: use crypto.SignMessage")
 )

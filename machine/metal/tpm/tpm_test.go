@@ -221,7 +221,7 @@ func TestNoTPM(t *testing.T) {
 func TestToolsAgree(t *testing.T) {
 	c := tpmtest.New(t)
 	chip, b := open(t, c)
-	if err := b.WriteNote("anchor", []byte("anchor of the fleet")); err != nil {
+	if err := b.WriteNote("anchor.json", []byte("anchor of the fleet")); err != nil {
 		t.Fatal(err)
 	}
 	extend(t, chip, 11, "uki")
@@ -258,37 +258,37 @@ func TestToolsAgree(t *testing.T) {
 func TestNotes(t *testing.T) {
 	c := tpmtest.New(t)
 	chip, b := open(t, c)
-	if _, err := b.ReadNote("anchor"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := b.ReadNote("anchor.json"); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("a note in a new TPM: %v", err)
 	}
-	if err := b.RemoveNote("anchor"); err != nil {
+	if err := b.RemoveNote("anchor.json"); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string][]byte{"anchor": bytes.Repeat([]byte("a"), 700), "applied": []byte("x"), "empty": {}}
+	want := map[string][]byte{"anchor.json": bytes.Repeat([]byte("a"), 700), "applied.json": []byte("x"), "empty.json": {}}
 	for name, data := range want {
 		if err := b.WriteNote(name, data); err != nil {
 			t.Fatal(err)
 		}
 	}
 	count := tpm.Commands(chip)
-	if err := b.WriteNote("applied", []byte("x")); err != nil {
+	if err := b.WriteNote("applied.json", []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(); n != 0 {
 		t.Errorf("the same again took %d commands", n)
 	}
-	if err := b.WriteNote("big", make([]byte, box.MaxNotes)); !errors.Is(err, tpm.ErrNotesFull) {
+	if err := b.WriteNote("big.json", make([]byte, box.MaxNotes)); !errors.Is(err, box.ErrFull) {
 		t.Errorf("too big: %v", err)
 	}
-	if err := b.WriteNote("", nil); err == nil {
-		t.Error("a note without a name")
+	if err := b.WriteNote("", nil); !errors.Is(err, box.ErrName) {
+		t.Errorf("a note without a name: %v", err)
 	}
 	for i := range 8 { // grows and shrinks over both copies
-		if err := b.WriteNote("grows", make([]byte, 100*i)); err != nil {
+		if err := b.WriteNote("grows.json", make([]byte, 100*i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := b.RemoveNote("grows"); err != nil {
+	if err := b.RemoveNote("grows.json"); err != nil {
 		t.Fatal(err)
 	}
 	c.Reset()
@@ -298,7 +298,7 @@ func TestNotes(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v; want %d", name, len(got), err, len(data))
 		}
 	}
-	if _, err := b.ReadNote("grows"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := b.ReadNote("grows.json"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("removed and still there: %v", err)
 	}
 }
@@ -315,11 +315,11 @@ func TestNotesPowerCut(t *testing.T) {
 			chip, b := open(t, c)
 			next := last + 1
 			tpm.Cut(chip, n%8, done)
-			err := b.WriteNote("anchor", value(next))
+			err := b.WriteNote("anchor.json", value(next))
 			chip.Close()
 			c.Reset()
 			chip, b = open(t, c)
-			got, readErr := b.ReadNote("anchor")
+			got, readErr := b.ReadNote("anchor.json")
 			switch {
 			case errors.Is(readErr, fs.ErrNotExist) && last < 0 && err != nil:
 			case readErr != nil:
@@ -347,7 +347,7 @@ func TestNotesDamaged(t *testing.T) {
 	c := tpmtest.New(t)
 	chip, b := open(t, c)
 	for _, v := range []string{"one", "two"} {
-		if err := b.WriteNote("n", []byte(v)); err != nil {
+		if err := b.WriteNote("n.json", []byte(v)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -366,7 +366,7 @@ func TestNotesDamaged(t *testing.T) {
 	chip.Close()
 	c.Reset()
 	_, b = open(t, c)
-	if got, err := b.ReadNote("n"); err != nil || string(got) != "one" {
+	if got, err := b.ReadNote("n.json"); err != nil || string(got) != "one" {
 		t.Errorf("newest copy damaged: %q, %v; want the one before", got, err)
 	}
 	c.Reset()
