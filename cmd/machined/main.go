@@ -32,6 +32,10 @@ network.json (optional hints), and what it keeps: tpm/, console.
 `
 
 func main() {
+	if ran, err := other(); ran {
+		fmt.Fprintln(os.Stderr, "machined:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode/utf16"
+
+	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/verity"
+)
+
+// partition is one that the kernel found, on any disk.
+type partition struct {
+	device string // kernel name, such as vda2
+	disk   string // kernel name of its disk
+	name   string // GPT's name
+	id     string // GPT's unique ID, lower case
+}
+
+// slots are the partitions that may hold a root.
+var slots = map[string]string{osimage.PartRootA: "a", osimage.PartRootB: "b", osimage.PartStickRoot: "stick"}
+
+// esps are the partitions that firmware may have started the machine from.
+var esps = []string{osimage.PartESP, osimage.PartStickESP}
+
+// find finds the root: on the disk that firmware booted from, where there was
+// firmware that says so; the partition whose hash tree ends in the hash that the
+// command line names, whatever it is called. Slow disks get time.
+func (b *boot) find() error {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	if b.verity, err = osimage.ParseVerity(string(line)); err != nil {
+		return err
+	}
+	esp, err := firmwareESP(variables)
+	if err != nil {
+		return err
+	}
+	for end := now() + patience; ; time.Sleep(20 * time.Millisecond) {
+		parts, err := partitions("/sys/class/block")
+		if err != nil {
+			return err
+		}
+		found, err := choose(parts, esp, b.matches)
+		if err == nil {
+			found.RootHash = fmt.Sprintf("%x", b.verity.RootHash)
+			found.Phases = b.said.Phases
+			b.said = found
+			return nil
+		}
+		if now() > end {
+			return fmt.Errorf("%w; seen for %v: %s", err, patience, describe(parts))
+		}
+	}
+}
+
+// choose picks the root among the partitions. esp is the ID of the one that
+// firmware loaded us from; empty: it did not say.
+func choose(parts []partition, esp string, matches func(partition) (bool, error)) (osimage.Boot, error) {
+	disk := ""
+	if esp != "" {
+		for _, p := range parts {
+			if p.id == esp {
+				disk = p.disk
+			}
+		}
+		if disk == "" {
+			return osimage.Boot{}, fmt.Errorf("the partition that firmware booted from, %s, is not there", esp)
+		}
+	}
+	fault := errNoRoot
+	for _, p := range parts {
+		slot, ok := slots[p.name]
+		if !ok || (disk != "" && p.disk != disk) {
+			continue
+		}
+		is, err := matches(p)
+		if err != nil {
+			fault = fmt.Errorf("%w (%s: %v)", errNoRoot, p.device, err)
+		}
+		if is {
+			return osimage.Boot{Disk: p.disk, ESP: espOf(parts, p.disk, esp), Root: p.device, Slot: slot}, nil
+		}
+	}
+	return osimage.Boot{}, fault
+}
+
+// espOf is the ESP of a disk: the one that firmware named, or the one with our name.
+func espOf(parts []partition, disk, esp string) string {
+	for _, p := range parts {
+		if p.disk != disk {
+			continue
+		}
+		if p.id == esp && esp != "" {
+			return p.device
+		}
+		for _, name := range esps {
+			if esp == "" && p.name == name {
+				return p.device
+			}
+		}
+	}
+	return ""
+}
+
+// matches reads the top of the partition's hash tree.
+func (b *boot) matches(p partition) (bool, error) {
+	f, err := os.Open("/dev/" + p.device)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return verity.Matches(f, b.verity)
+}
+
+// partitions lists what the kernel tells of partitions in dir, /sys/class/block.
+func partitions(dir string) ([]partition, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []partition
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(dir, e.Name(), "uevent"))
+		if err != nil {
+			continue // it is gone
+		}
+		fields := map[string]string{}
+		for line := range strings.Lines(string(text)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			fields[key] = value
+		}
+		if fields["DEVTYPE"] != "partition" {
+			continue
+		}
+		place, err := filepath.EvalSymlinks(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue
+		}
+		list = append(list, partition{
+			device: e.Name(), disk: filepath.Base(filepath.Dir(place)),
+			name: fields["PARTNAME"], id: strings.ToLower(fields["PARTUUID"]),
+		})
+	}
+	return list, nil
+}
+
+func describe(parts []partition) string {
+	if len(parts) == 0 {
+		return "no partition at all"
+	}
+	var words []string
+	for _, p := range parts {
+		words = append(words, p.device+" "+p.name)
+	}
+	return strings.Join(words, ", ")
+}
+
+// loaderVendor is the vendor of the variables in which boot loaders speak to the OS.
+const loaderVendor = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+// firmwareESP is the ID of the partition that the boot loader came from; empty
+// when the kernel was started without firmware.
+func firmwareESP(dir string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "LoaderDevicePartUUID-"+loaderVendor))
+	if os.IsNotExist(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read which partition firmware booted from: %w", err)
+	}
+	return decodeVariable(data), nil
+}
+
+// decodeVariable is the text of a variable: four bytes of attributes, then
+// UTF-16, which may end in a NUL.
+func decodeVariable(data []byte) string {
+	if len(data) < 4 {
+		return ""
+	}
+	data = data[4:]
+	var units []uint16
+	for ; len(data) >= 2; data = data[2:] {
+		units = append(units, uint16(data[0])|uint16(data[1])<<8)
+	}
+	text := []byte(string(utf16.Decode(units)))
+	text, _, _ = bytes.Cut(text, []byte{0})
+	return strings.ToLower(string(text))
+}

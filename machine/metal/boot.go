@@ -1,0 +1,289 @@
+package metal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-edge/holdfast/internal/spawn"
+	"github.com/holdfast-edge/holdfast/machine"
+	"github.com/holdfast-edge/holdfast/machine/box"
+	"github.com/holdfast-edge/holdfast/machine/faults"
+	"github.com/holdfast-edge/holdfast/machine/metal/harden"
+	"github.com/holdfast-edge/holdfast/machine/metal/modules"
+	"github.com/holdfast-edge/holdfast/machine/metal/screen"
+	"github.com/holdfast-edge/holdfast/machine/metal/watchdog"
+	"github.com/holdfast-edge/holdfast/osimage"
+)
+
+// metal is what the phases hand to one another.
+type metal struct {
+	ring    *ring
+	log     *slog.Logger
+	started time.Duration // after the kernel
+	booted  osimage.Boot  // what cmd/init said, then our phases too
+	faults  *faults.List
+	power   *power
+
+	dog     *watchdog.Dog
+	pulse   watchdog.Pulse // of the machine's supervisor
+	modules *modules.Loader
+	listed  chan error // the modules that are loaded meanwhile
+	screen  *screen.Screen
+	box     box.Box
+
+	background sync.WaitGroup // ends with ctx
+}
+
+// phase is a line of the boot table. An error ends the boot.
+type phase struct {
+	name string
+	do   func(*metal, context.Context) error
+}
+
+// phases in their order.
+var phases = []phase{
+	{"mounts", (*metal).bootMounts},
+	{"watchdog", (*metal).bootWatchdog},
+	{"settings", (*metal).bootSettings},
+	{"screen", (*metal).bootScreen},
+	{"devices", (*metal).bootDevices},
+	{"memory", (*metal).bootMemory},
+	{"modules", (*metal).bootModules},
+}
+
+// IsMetal tells whether this process is process 1 of an OS image.
+func IsMetal() bool {
+	if os.Getpid() != 1 {
+		return false
+	}
+	_, err := os.Stat(osimage.BootFile)
+	return err == nil
+}
+
+// Main boots the machine, runs it and takes it down when somebody asks for that.
+// It returns only when not even that worked: the kernel then panics and reboots.
+func Main() error {
+	// Signals of terminals and of processes with rights are no way to stop a machine.
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+	r := openRing()
+	m := &metal{ring: r, log: r.logger(), started: sinceKernel(), faults: faults.NewList(), power: newPower()}
+	slog.SetDefault(m.log)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	err := m.boot(ctx)
+	if err == nil {
+		err = m.run(ctx)
+	}
+	if err != nil {
+		m.despair(err)
+	}
+	stop()
+	return m.down()
+}
+
+// boot goes through the table.
+func (m *metal) boot(ctx context.Context) error {
+	text, err := os.ReadFile(osimage.BootFile)
+	if err != nil {
+		return fmt.Errorf("read how the machine booted: %w", err)
+	}
+	if err := json.Unmarshal(text, &m.booted); err != nil {
+		return fmt.Errorf("read how the machine booted: %w", err)
+	}
+	m.background.Go(func() { spawn.Reap(ctx) })
+	for _, p := range phases {
+		began := sinceKernel()
+		if err := p.do(m, ctx); err != nil {
+			return fmt.Errorf("boot phase %s: %w", p.name, err)
+		}
+		took := (sinceKernel() - began).Milliseconds()
+		m.booted.Phases = append(m.booted.Phases, osimage.Phase{Name: p.name, MS: took})
+		m.ring.say(levelNotice, fmt.Sprintf("boot: %s %d ms", p.name, took))
+	}
+	m.ring.say(levelNotice, fmt.Sprintf("boot: machined runs, %d ms after it was started, %d ms after the kernel", (sinceKernel()-m.started).Milliseconds(), sinceKernel().Milliseconds()))
+	return nil
+}
+
+// sinceKernel is the time since the kernel's start.
+func sinceKernel() time.Duration {
+	var t unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
+	return time.Duration(t.Nano())
+}
+
+func (m *metal) bootMounts(context.Context) error {
+	unix.Umask(0o022)
+	if err := mountAll(); err != nil {
+		return err
+	}
+	if err := harden.Limits(); err != nil {
+		return err
+	}
+	if err := writeNames("holdfast"); err != nil {
+		return err
+	}
+	if m.booted.ESP == "" {
+		return nil // started without firmware, from a disk without a boot partition
+	}
+	return nil
+}
+
+// patience is how long the machine's own loop may be silent before the watchdog
+// is no longer fed; timeout how long it then takes.
+const (
+	watchdogPatience = 2 * time.Minute
+	watchdogTimeout  = time.Minute
+)
+
+func (m *metal) bootWatchdog(ctx context.Context) (err error) {
+	if m.modules, err = modules.Open(modules.Folder()); err != nil {
+		return err
+	}
+	if m.dog, err = watchdog.Open("/dev/watchdog", watchdogTimeout); err != nil {
+		return err
+	}
+	if m.dog == nil && m.modules.Has("softdog") { // no hardware: the kernel at least watches processes
+		if err := m.modules.Load("softdog"); err != nil {
+			m.log.Warn("no watchdog", "err", err)
+		}
+		if m.dog, err = watchdog.Open("/dev/watchdog", watchdogTimeout); err != nil {
+			return err
+		}
+	}
+	if m.dog == nil {
+		m.faults.Set(faults.New(faults.NoWatchdog))
+	}
+	m.background.Go(func() {
+		pulses := map[string]*watchdog.Pulse{"supervisor": &m.pulse}
+		err := m.dog.Keep(ctx, watchdogPatience, pulses, func(part string) {
+			m.ring.say(levelError, "the "+part+" does not turn any more: the watchdog is not fed")
+		})
+		if err != nil {
+			m.log.Error("watchdog", "err", err)
+		}
+	})
+	return nil
+}
+
+func (m *metal) bootSettings(context.Context) error {
+	unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	if err := harden.Apply("/proc/sys", harden.Settings()); err != nil {
+		return err
+	}
+	return interfaceUp("lo")
+}
+
+// refresh is how often the screen is drawn anew: a driver that starts clears it.
+const refresh = 30 * time.Second
+
+func (m *metal) bootScreen(ctx context.Context) error {
+	glass, err := screen.OpenGlass()
+	if err != nil {
+		m.log.Warn("no screen", "err", err) // nobody stands before most machines
+	}
+	m.screen = screen.New(glass, m.ring.notices())
+	m.background.Go(func() { m.screen.Refresh(ctx.Done(), refresh) })
+	return nil
+}
+
+// bootDevices loads drivers for what is there and listens for what comes. What
+// the index lists besides, the packet filter's parts for one, loads meanwhile.
+func (m *metal) bootDevices(ctx context.Context) error {
+	events, err := modules.Subscribe()
+	if err != nil {
+		return err
+	}
+	tell := func(err error) { m.log.Warn("driver not loaded", "err", err) }
+	if err := m.modules.Coldplug("/sys"); err != nil {
+		tell(err)
+	}
+	m.background.Go(func() {
+		if err := events.Load(ctx, m.modules, tell); err != nil {
+			m.log.Error("later devices get no driver", "err", err)
+		}
+	})
+	m.listed = make(chan error, 1)
+	m.background.Go(func() { m.listed <- m.modules.Load(m.modules.Listed()...) })
+	return nil
+}
+
+// bootModules waits for what the index lists. One that does not load is told and
+// no more: what needs it will say so, and most that is listed is not used by all.
+func (m *metal) bootModules(ctx context.Context) error {
+	select {
+	case err := <-m.listed:
+		if err != nil {
+			m.log.Warn("kernel modules not loaded", "err", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// interfaceUp brings an interface up without netlink.
+func interfaceUp(name string) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, req); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	req.SetUint16(req.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return nil
+}
+
+// errRequested ends machine.Run when somebody asked for the end.
+var errRequested = errors.New("the machine is asked to stop")
+
+// run runs the machine until somebody asks for its end, which is no error.
+func (m *metal) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	m.background.Go(func() {
+		select {
+		case <-m.power.asked:
+			cancel(errRequested)
+		case <-ctx.Done():
+		}
+	})
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return err
+	}
+	err := machine.Run(ctx, machine.Config{
+		StateDir: stateDir, DataDir: dataDir, RunDir: runDir, BinDir: "/usr/lib/holdfast",
+		Seed: seedFile, Hostname: "holdfast",
+		Memory: int64(info.Totalram) * int64(info.Unit),
+		Faults: m.faults, Screen: m.screen, Log: m.log,
+		StopTime: stopTime,
+	})
+	if errors.Is(context.Cause(ctx), errRequested) {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("it ended by itself")
+	}
+	return fmt.Errorf("run the machine: %w", err)
+}
+
+// stopTime is how long pods may take to end.
+const stopTime = 60 * time.Second

@@ -1,0 +1,181 @@
+package metal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// action is how the machine's run ends.
+type action string
+
+const (
+	reboot action = "reboot"
+	off    action = "power off"
+)
+
+// power takes the first request to end.
+type power struct {
+	asked chan struct{} // closed by the first request
+
+	mu     sync.Mutex // guards what follows
+	action action
+	reason string
+}
+
+func newPower() *power { return &power{asked: make(chan struct{})} }
+
+// request asks for the end; later ones than the first change nothing.
+func (p *power) request(a action, reason string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.action != "" {
+		return
+	}
+	p.action, p.reason = a, reason
+	close(p.asked)
+}
+
+func (p *power) requested() (action, string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.action, p.reason
+}
+
+// Bounds of despair: a failed boot stands on the screen for a while, and failed
+// boots do not follow each other faster than this after the kernel's start.
+const (
+	shortest = 60 * time.Second
+	standing = 10 * time.Second
+)
+
+// lingerFor is how long a failure is shown when it comes so late after the kernel's start.
+func lingerFor(sinceKernel time.Duration) time.Duration {
+	return max(standing, shortest-sinceKernel)
+}
+
+// despair says what ended the boot or the run, waits and asks for a reboot.
+func (m *metal) despair(err error) {
+	wait := lingerFor(sinceKernel())
+	text := fmt.Sprintf("%v; the machine reboots in %d seconds", err, int(wait.Seconds()))
+	m.ring.say(levelError, text)
+	if m.screen != nil {
+		fmt.Fprintf(m.screen, "Holdfast\n\n  fault     %s\n", text)
+	}
+	select {
+	case <-m.power.asked:
+	case <-time.After(wait):
+	}
+	m.power.request(reboot, "it failed")
+}
+
+// grace is how long processes that machine.Run left have between the two signals;
+// lastTimeout is the watchdog's on the way into the next boot.
+const (
+	grace       = 3 * time.Second
+	lastTimeout = 3 * time.Minute
+)
+
+// down takes the machine down, when machine.Run has returned and ctx has ended.
+// It goes on whatever fails: the machine must not stop half-way.
+func (m *metal) down() error {
+	action, reason := m.power.requested()
+	if action == "" {
+		action = reboot
+	}
+	m.ring.say(levelNotice, fmt.Sprintf("down: %s (%s)", action, reason))
+	m.dog.SetTimeout(lastTimeout) // what hangs from here on is reset
+	m.background.Wait()
+	killAll()
+	unix.Sync()
+	if err := unmountAll("/proc/self/mountinfo"); err != nil {
+		m.ring.say(levelWarn, "down: "+err.Error())
+	}
+	unix.Sync()
+	command := unix.LINUX_REBOOT_CMD_RESTART
+	if action == off {
+		command = unix.LINUX_REBOOT_CMD_POWER_OFF
+		m.dog.Disarm()
+	} else {
+		m.dog.Leave()
+	}
+	m.ring.say(levelNotice, fmt.Sprintf("down: now, %d ms after the kernel", sinceKernel().Milliseconds()))
+	if err := unix.Reboot(command); err != nil {
+		return fmt.Errorf("%s: %w", action, err)
+	}
+	select {} // the kernel takes over
+}
+
+// killAll ends every other process: politely, then for good.
+func killAll() {
+	unix.Kill(-1, unix.SIGTERM)
+	for end := time.Now().Add(grace); time.Now().Before(end) && others(); {
+		time.Sleep(50 * time.Millisecond)
+	}
+	unix.Kill(-1, unix.SIGKILL)
+	for end := time.Now().Add(grace); time.Now().Before(end) && others(); {
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// others buries the dead and tells whether processes besides this one and the kernel's are left.
+func others() bool {
+	for {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		if pid <= 0 || err != nil {
+			break
+		}
+	}
+	return unix.Kill(-1, 0) == nil
+}
+
+// ours are the file systems that have no disk of ours below them, or are the root.
+var without = []string{"proc", "sysfs", "devtmpfs", "erofs", "cgroup2", "securityfs", "bpf", "pstore", "devpts", "mqueue", "efivarfs", "rootfs"}
+
+// unmountAll unmounts what lies on disks, last mounted first; what does not go is
+// made read-only, so that it is clean.
+func unmountAll(mountinfo string) error {
+	text, err := os.ReadFile(mountinfo)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, at := range toUnmount(string(text)) {
+		if err := unix.Unmount(at, 0); err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			faults = append(faults, fmt.Errorf("neither unmounted nor made read-only: %s: %w", at, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// toUnmount lists the mount points of mountinfo(5) to unmount, in order.
+func toUnmount(mountinfo string) []string {
+	var list []string
+	for line := range strings.Lines(mountinfo) {
+		fields := strings.Fields(line)
+		dash := slices.Index(fields, "-")
+		if dash < 5 || dash+1 >= len(fields) {
+			continue
+		}
+		if kind := fields[dash+1]; slices.Contains(without, kind) || (kind == "tmpfs" && !strings.HasPrefix(fields[4], dataDir)) {
+			continue
+		}
+		list = append(list, unescape(fields[4]))
+	}
+	slices.Reverse(list)
+	return list
+}
+
+// unescape undoes mountinfo's octal escapes.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
