@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"filippo.io/age"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-edge/holdfast/internal/durable"
@@ -19,28 +18,70 @@ import (
 	"github.com/holdfast-edge/holdfast/kube"
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/box"
+	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/images"
 	"github.com/holdfast-edge/holdfast/machine/pki"
 	"github.com/holdfast-edge/holdfast/machine/supervise"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
-// Config says where the machine finds itself.
+// Config says where the machine finds itself. Who owns a box (PID 1 of the OS
+// image) fills in more of it than a hosted machine, which lives in namespaces of
+// an ordinary Linux.
 type Config struct {
-	// Folder holds what outlives the disks and what was put there before the
-	// first start: seed.json, network.json, tpm/ (identity, anchor), console.
+	// Folder holds what was put there before the first start: seed.json and
+	// network.json; and tpm/ and console, where nothing below says otherwise.
+	// It may be empty on a machine that has Box, PublicDir, Seed and Network.
 	Folder   string
 	StateDir string // survives reboots, no pod can write there
 	DataDir  string // images, volumes, logs
 	RunDir   string // empty at each boot
 	BinDir   string // the programs of bin/system and pause.tar
 
+	// Box outlives the disks: keys and notes. Nil: box.OpenFolder of Folder/tpm.
+	Box box.Box
+	// PublicDir holds what a machine needs to dial while STATE is locked, and no
+	// secret: trust-DIGEST.yaml. Default: Folder/tpm.
+	PublicDir string
+	// Seed is the file of the fleet seed. Default: Folder/seed.json.
+	Seed string
+	// Network gives the hints on how to reach the hub, asked before each dial.
+	// Nil: Folder/network.json, read once.
+	Network func() Network
+
 	Hostname string
-	Hosted   bool  // in namespaces of a host that it shares: no quote, protection none
-	Memory   int64 // bytes that the machine may use; 0: unknown
+	Serial   string // of the box, for people; "": unknown
+	Hosted   bool   // in namespaces of a host that it shares: no quote, protection none
+	Memory   int64  // bytes that the machine may use; 0: unknown
+	OS       OS     // what runs it; zero when hosted
 	// RegistryPort and APIPort default to 5000 (loopback) and 7443 (every address).
 	RegistryPort, APIPort int
-	Log                   *slog.Logger
+
+	// Faults is what is wrong with the box; who owns it sets and clears. The
+	// machine adds its own, shows them all and reports them. Nil: a list of its own.
+	Faults *faults.List
+	// Screen gets each picture of the console, whole, by one call of Write: text
+	// and the code for a camera. Nil: only the file Folder/console is written.
+	Screen io.Writer
+	// LinkState is told each change of the link to the hub, one call at a time; it
+	// must not wait for the machine. Nil: nobody is told.
+	LinkState func(link.State)
+	// SignedTime is told the newest signed time, at boot and when it rises. Nil:
+	// nobody is told.
+	SignedTime func(time.Time)
+	// StopTime is how long all pods together may take to end when the machine
+	// stops. 0: they end with the machine.
+	StopTime time.Duration
+
+	Log *slog.Logger
+}
+
+// OS is the OS image that runs the machine.
+type OS struct {
+	Version string
+	Slot    string // a, b or stick
+	Trial   string // phase of the trial that it is on; "" when it is blessed
 }
 
 // Network is network.json: unsigned hints on how to reach the hub. They can
@@ -57,10 +98,12 @@ type Machine struct {
 	log     *slog.Logger
 	started time.Time
 
+	box       box.Box
 	identity  *link.Identity
 	recipient string // age recipient; its key outlives the disks
 	seed      release.Seed
-	network   Network
+	network   func() Network
+	faults    *faults.List
 	memory    *memory
 	reporter  *reporter
 	console   *console
@@ -76,7 +119,10 @@ type Machine struct {
 	keeper  *link.Keeper
 	content *content
 
-	group *errgroup.Group // what runs until the end
+	group    *errgroup.Group // what runs until the end
+	limits   *Limits         // nil unless the machine is locked
+	opened   chan struct{}   // closed when a locked machine was opened
+	stopping stopping
 }
 
 // phase is one line of the boot table. What boot cannot do without returns an error.
@@ -85,19 +131,14 @@ type phase struct {
 	do   func(ctx context.Context) error
 }
 
-// Run boots the machine and runs it until ctx ends.
+// Run boots the machine and runs it until ctx ends; then it stops what runs in
+// order, within StopTime and the graces of its processes, and returns nil when
+// all of it is down and on the disks.
 func Run(ctx context.Context, config Config) error {
-	m := &Machine{config: config, log: config.Log, started: time.Now()}
-	if m.log == nil {
-		m.log = slog.Default()
-	}
-	if m.config.RegistryPort == 0 {
-		m.config.RegistryPort = 5000
-	}
-	if m.config.APIPort == 0 {
-		m.config.APIPort = 7443
-	}
-	group, ctx := errgroup.WithContext(ctx)
+	m := newMachine(config)
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	group, work := errgroup.WithContext(work)
 	m.group = group
 	for _, p := range []phase{
 		{"identity", m.bootIdentity},
@@ -110,70 +151,145 @@ func Run(ctx context.Context, config Config) error {
 		{"uplink", m.bootUplink},
 	} {
 		began := time.Now()
-		if err := p.do(ctx); err != nil {
-			return fmt.Errorf("boot phase %s: %w", p.name, err)
+		if ctx.Err() != nil {
+			break // asked to stop while it starts
+		}
+		if err := p.do(work); err != nil {
+			cancel()
+			return errors.Join(fmt.Errorf("boot phase %s: %w", p.name, err), group.Wait())
 		}
 		m.reporter.timed("boot/"+p.name, began)
 	}
-	m.log.Info("booted", "machine", m.identity.ID(), "version", version.Version, "took", time.Since(m.started).Round(time.Millisecond))
+	if ctx.Err() == nil {
+		m.log.Info("booted", "machine", m.identity.ID(), "version", version.Version, "took", time.Since(m.started).Round(time.Millisecond))
+	}
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			m.Shutdown(context.WithoutCancel(ctx))
+			cancel()
+		case <-work.Done():
+		}
+		return nil
+	})
 	return group.Wait()
 }
 
-func (m *Machine) bootIdentity(context.Context) error {
-	tpm := filepath.Join(m.config.Folder, "tpm")
-	if err := durable.MkdirAll(tpm, 0o700); err != nil {
+// newMachine fills in defaults.
+func newMachine(config Config) *Machine {
+	m := &Machine{config: config, log: config.Log, faults: config.Faults, started: time.Now()}
+	m.stopping.done, m.stopping.processesGone = make(chan struct{}), make(chan struct{})
+	if m.log == nil {
+		m.log = slog.Default()
+	}
+	if m.faults == nil {
+		m.faults = faults.NewList()
+	}
+	if m.config.RegistryPort == 0 {
+		m.config.RegistryPort = 5000
+	}
+	if m.config.APIPort == 0 {
+		m.config.APIPort = 7443
+	}
+	if m.config.PublicDir == "" {
+		m.config.PublicDir = filepath.Join(m.config.Folder, "tpm")
+	}
+	if m.config.Seed == "" {
+		m.config.Seed = filepath.Join(m.config.Folder, "seed.json")
+	}
+	return m
+}
+
+func (m *Machine) bootIdentity(ctx context.Context) (err error) {
+	if m.box = m.config.Box; m.box == nil {
+		if m.box, err = box.OpenFolder(filepath.Join(m.config.Folder, "tpm")); err != nil {
+			return err
+		}
+	}
+	if m.identity, err = link.NewIdentity(m.box.Signer()); err != nil {
 		return err
 	}
-	key, err := link.LoadOrCreateKey(filepath.Join(tpm, "identity.key"))
-	if err != nil {
-		return err
+	m.recipient = m.box.Recipient().Recipient().String()
+	file := ""
+	if m.config.Folder != "" {
+		file = filepath.Join(m.config.Folder, "console")
 	}
-	if m.identity, err = link.NewIdentity(key); err != nil {
-		return err
-	}
-	if m.recipient, err = loadRecipient(filepath.Join(tpm, "recipient.key")); err != nil {
-		return err
-	}
-	m.console = newConsole(filepath.Join(m.config.Folder, "console"))
+	m.console = newConsole(file, m.config.Screen)
 	m.reporter = newReporter(m.console)
+	m.reporter.update(func(r *wire.Report) { r.OS, r.Slot, r.Trial = m.config.OS.Version, m.config.OS.Slot, m.config.OS.Trial })
 	m.console.identify(m.identity.ID())
+	m.group.Go(func() error { m.tellFaults(ctx); return nil })
+	m.group.Go(func() error { m.console.paint(ctx); return nil })
+	if !m.config.Hosted {
+		m.group.Go(func() error { m.watchAddresses(ctx); return nil })
+	}
 	return nil
 }
 
-// loadRecipient makes or reads the age identity to which the site's secrets are encrypted.
-func loadRecipient(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		id, err := age.GenerateX25519Identity()
-		if err != nil {
-			return "", err
+// tellFaults shows and reports what is wrong with the box.
+func (m *Machine) tellFaults(ctx context.Context) {
+	for {
+		changed := m.reporter.faults(m.faults)
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
 		}
-		return id.Recipient().String(), durable.WriteFile(path, []byte(id.String()+"\n"), 0o600)
 	}
-	if err != nil {
-		return "", fmt.Errorf("read the recipient key: %w", err)
-	}
-	id, err := age.ParseX25519Identity(string(trimSpace(b)))
-	if err != nil {
-		return "", fmt.Errorf("read the recipient key %s: %w", path, err)
-	}
-	return id.Recipient().String(), nil
+}
+
+// fault sets a fault where err is not nil and clears it where it is; it is shown
+// and in the report when fault returns.
+func (m *Machine) fault(err error, code faults.Code, args ...any) {
+	m.faults.Turn(err, code, args...)
+	m.reporter.faults(m.faults)
 }
 
 func (m *Machine) bootSeed(context.Context) error {
-	if err := durable.ReadJSON(filepath.Join(m.config.Folder, "seed.json"), &m.seed); err != nil {
+	if err := durable.ReadJSON(m.config.Seed, &m.seed); err != nil {
 		return fmt.Errorf("read the fleet seed: %w", err)
 	}
-	err := durable.ReadJSON(filepath.Join(m.config.Folder, "network.json"), &m.network)
+	if m.network = m.config.Network; m.network != nil {
+		return nil
+	}
+	var hints Network
+	err := durable.ReadJSON(filepath.Join(m.config.Folder, "network.json"), &hints)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the network hints: %w", err)
 	}
+	m.network = func() Network { return hints }
 	return nil
 }
 
 func (m *Machine) bootMemory(context.Context) (err error) {
-	m.memory, err = recall(filepath.Join(m.config.Folder, "tpm"), filepath.Join(m.config.StateDir, "release"), m.seed, m.identity.ID())
-	return err
+	state := ""
+	if m.limits == nil {
+		state = filepath.Join(m.config.StateDir, "release")
+	}
+	m.memory, err = recall(m.box, m.config.PublicDir, state, m.seed, m.identity.ID())
+	if errors.Is(err, ErrForeignFleet) {
+		m.fault(err, faults.ForeignFleet)
+	}
+	if err != nil {
+		return err
+	}
+	m.tellTrust()
+	if accepted, _ := m.memory.now(); accepted != nil {
+		m.showRelease(accepted)
+	}
+	return nil
+}
+
+// tellTrust says what follows outside of memory from what it holds now.
+func (m *Machine) tellTrust() {
+	if m.memory.currentTrust() == nil {
+		m.faults.Set(faults.New(faults.TrustLost))
+	} else {
+		m.faults.Clear(faults.TrustLost)
+	}
+	if floor := m.memory.floor(); m.config.SignedTime != nil && !floor.IsZero() {
+		m.config.SignedTime(floor)
+	}
 }
 
 func (m *Machine) bootImages(ctx context.Context) (err error) {
@@ -214,7 +330,12 @@ func (m *Machine) bootProcesses(ctx context.Context) error {
 		supervisor: supervise.New(supervise.Config{CrashLoop: supervise.CrashLoop{Exits: 2, Window: 10 * time.Minute}, LogDir: filepath.Join(m.config.DataDir, "log/machined"), Log: m.log, OnExit: m.onExit}),
 		log:        m.log,
 	}
-	m.group.Go(func() error { return m.cluster.supervisor.Run(ctx) })
+	processes, stop := context.WithCancel(ctx)
+	m.stopping.processes = stop
+	m.group.Go(func() error {
+		defer close(m.stopping.processesGone)
+		return m.cluster.supervisor.Run(processes)
+	})
 	m.group.Go(func() error { m.cluster.renewals(ctx); return nil })
 	m.group.Go(func() error { m.watchDisks(ctx); return nil })
 	return nil
@@ -227,22 +348,23 @@ func (m *Machine) onExit(name string, e supervise.Exit) {
 	m.log.Warn("a process ended", "name", name, "exit", e.String(), "ran", e.Ran.Round(time.Millisecond), "output", e.Output)
 }
 
+// crashed tells of a process that ends again and again, or does no longer.
+func (m *Machine) crashed(name string, err error) { m.fault(err, faults.CrashLoops, name) }
+
 func (m *Machine) bootContent(ctx context.Context) error {
 	m.content = newContent(m)
 	m.stager.Fetcher = m.fetcher()
 	m.group.Go(func() error { return m.content.run(ctx) })
-	m.group.Go(func() error { m.cluster.watch(ctx, m.reporter.condition, m.content.again); return nil })
+	m.group.Go(func() error { m.cluster.watch(ctx, m.crashed, m.content.again); return nil })
 	return nil
 }
 
 // introduction is what the machine says of itself to whom it is a stranger.
 func (m *Machine) introduction() ([]byte, error) {
 	return wire.SignIntroduction(wire.Introduction{
-		Fleet: m.seed.FleetID, Recipient: m.recipient, Protection: m.protection(), Hostname: m.config.Hostname,
+		Fleet: m.seed.FleetID, Recipient: m.recipient, Protection: m.box.Protection(), Hostname: m.config.Hostname, Serial: m.config.Serial,
 	}, m.identity)
 }
-
-func (m *Machine) protection() string { return "none" } // a key in a file, until the OS image brings the TPM
 
 // poll calls f until it returns nil or ctx ends, then returns f's last error.
 func poll(ctx context.Context, every time.Duration, f func() error) error {

@@ -35,6 +35,9 @@ type cluster struct {
 
 	once sync.Once // what is thrown away at each boot
 
+	running sync.Mutex // held while the set of processes changes; guards ends
+	ends    bool       // the machine stops: nothing is started any more
+
 	mu    sync.Mutex // guards what follows
 	plan  *kube.Plan
 	renew time.Time // when the first certificate falls due
@@ -58,7 +61,7 @@ func (c *cluster) ensure(ctx context.Context, plan *kube.Plan) error {
 		{"files", func() error { return writeFiles(plan.Files) }},
 		{"certificates", func() error { return c.certify(ctx, plan.Certificates) }},
 		{"packet filter", func() error { return loadPacketFilter(ctx, plan.PacketFilter) }},
-		{"processes", func() error { return c.supervisor.Apply(ctx, children(plan.Commands)) }},
+		{"processes", func() error { return c.run(ctx, children(plan.Commands)) }},
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {
@@ -241,9 +244,9 @@ func (c *cluster) watch(ctx context.Context, tell func(name string, err error), 
 		for _, s := range c.supervisor.Status() {
 			var fault error
 			if s.CrashLoop {
-				fault = fmt.Errorf("crashed %d times in ten minutes, last: %s", s.Crashes, lastWords(s))
+				fault = fmt.Errorf("%d times in ten minutes, last: %s", s.Crashes, lastWords(s))
 			}
-			tell("process "+s.Name, fault)
+			tell(s.Name, fault)
 			if s.CrashLoop && s.Name == "control-plane" && c.part() {
 				c.log.Warn("controllers run apart from now on", "err", fault)
 				replan()

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-edge/holdfast/machine/faults"
 )
 
 // lookAtDisks is how often the machine looks how full its disks are.
@@ -14,7 +16,7 @@ const lookAtDisks = 10 * time.Second
 // watchDisks tells the hub of a disk that fills, while the API still serves:
 // the kubelet evicts pods for want of space only later.
 func (m *Machine) watchDisks(ctx context.Context) {
-	disks := []struct{ name, dir string }{{"disk STATE", m.config.StateDir}, {"disk DATA", m.config.DataDir}}
+	disks := []struct{ name, dir string }{{"STATE", m.config.StateDir}, {"DATA", m.config.DataDir}}
 	worst := make([]int, len(disks))
 	for {
 		for i, d := range disks {
@@ -22,7 +24,7 @@ func (m *Machine) watchDisks(ctx context.Context) {
 			if err == nil {
 				worst[i], err = shortage(free, worst[i])
 			}
-			m.reporter.condition(d.name, err)
+			m.fault(err, faults.DiskFull, d.name)
 		}
 		if !pause(ctx, lookAtDisks) {
 			return

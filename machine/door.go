@@ -32,6 +32,7 @@ type door struct {
 	tls       *tls.Config
 	conns     *link.Conns
 	authority *operator.Authority
+	server    *http.Server
 }
 
 func (m *Machine) bootDoor(ctx context.Context) error {
@@ -52,8 +53,13 @@ func (m *Machine) bootDoor(ctx context.Context) error {
 	gate := link.NewGate(listener, link.GateConfig{})
 	d.conns = link.NewConns(listener.Addr())
 	server := link.APIServer(d.authority.Handler(d.routes()), m.log)
-	m.door = d
-	m.group.Go(func() error { return ended(ctx, server.Serve(d.conns)) })
+	d.server, m.door = server, d
+	m.group.Go(func() error {
+		if err := server.Serve(d.conns); !errors.Is(err, http.ErrServerClosed) {
+			return ended(ctx, err)
+		}
+		return nil
+	})
 	m.group.Go(func() error { return d.accept(ctx, gate) })
 	m.group.Go(func() error {
 		<-ctx.Done()
@@ -62,6 +68,13 @@ func (m *Machine) bootDoor(ctx context.Context) error {
 		return server.Close()
 	})
 	return nil
+}
+
+// farewell takes no further call and lets those under way have their answers.
+func (d *door) farewell(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_ = d.server.Shutdown(ctx) // who is not done by then is cut
 }
 
 // inScope says whether a selector of trust.yaml chooses the machine's site.
@@ -138,6 +151,10 @@ func (d *door) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/identity", d.whoami)
 	mux.Handle("GET /v1/status", operator.Require(operator.Read, http.HandlerFunc(d.status)))
+	if d.limits != nil {
+		(&lock{door: d}).routes(mux)
+		return mux
+	}
 	mux.Handle("POST /v1/credential", operator.Require(operator.Read, http.HandlerFunc(d.credential)))
 	return mux
 }
@@ -148,10 +165,11 @@ type Identity struct {
 	Fleet   fleet.ID        `json:"fleet"`
 	Site    string          `json:"site,omitempty"`
 	N       uint64          `json:"n,omitempty"`
+	Locked  bool            `json:"locked,omitempty"` // its disk is not open: it runs nothing
 }
 
 func (d *door) whoami(w http.ResponseWriter, _ *http.Request) {
-	id := Identity{Machine: d.identity.ID(), Fleet: d.seed.FleetID}
+	id := Identity{Machine: d.identity.ID(), Fleet: d.seed.FleetID, Locked: d.limits != nil}
 	if accepted, _ := d.memory.now(); accepted != nil {
 		id.Site, id.N = accepted.site(), accepted.Tag.Payload.N
 	}

@@ -105,7 +105,7 @@ func put(t testing.TB, client *http.Client, body io.Reader, header, value string
 func (a *agent) kept() map[string]string {
 	a.t.Helper()
 	all := map[string]string{}
-	for _, dir := range []string{a.memory.anchors, a.memory.state} {
+	for _, dir := range []string{a.memory.public, a.memory.state} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			a.t.Fatal(err)

@@ -16,14 +16,18 @@ import (
 	"github.com/holdfast-edge/holdfast/release"
 )
 
-// memory is what the machine remembers of releases. Two places hold it:
+// memory is what the machine remembers of releases. Three places hold it:
 //
-//	anchor folder  anchor.json: what outlives the disks (TRUST section 4;
-//	               hosted: a folder beside them, later the TPM)
-//	               trust-DIGEST.yaml: the one that the anchor names
+//	box            anchor.json: what outlives the disks (TRUST section 4;
+//	               the TPM, or a folder that stands in for it)
 //	               applied.json: which slice's content runs here
+//	public folder  trust-DIGEST.yaml: the one that the anchor names; no secret,
+//	               and readable while STATE is locked
 //	state folder   accepted.slice: the newest slice that was verified
 //	               applied-DIGEST.slice: the one whose content runs here
+//
+// A machine whose STATE is locked, or that has no disk, has no state folder: it
+// remembers whom to trust, and takes nothing new.
 //
 // The order of writing is: verify, write the state, write the anchor, act. A
 // crash between the two leaves a state that is ahead of the anchor, which is
@@ -31,9 +35,11 @@ import (
 // written under a name of its own before the note, and its forerunner is removed
 // after it: so each note finds what it names, whenever the power goes.
 type memory struct {
-	anchors, state string
-	self           fleet.MachineID
-	disk           rim
+	notes  notes
+	public string
+	state  string // "": there is none
+	self   fleet.MachineID
+	disk   rim
 
 	mu       sync.Mutex // guards what follows
 	anchor   release.Anchor
@@ -42,7 +48,20 @@ type memory struct {
 	applied  *taken
 }
 
-// rim is how memory writes; tests put one in between that fails.
+// notes is what memory needs of a box.Box.
+type notes interface {
+	ReadNote(name string) ([]byte, error)
+	WriteNote(name string, data []byte) error
+	RemoveNote(name string) error
+}
+
+// Names of memory's notes.
+const (
+	noteAnchor  = "anchor.json"
+	noteApplied = "applied.json"
+)
+
+// rim is how memory writes files; tests put one in between that fails.
 type rim struct {
 	write  func(path string, data []byte, perm fs.FileMode) error
 	remove func(path string) error
@@ -79,16 +98,22 @@ var (
 	errEvicted = errors.New("this machine is evicted")
 	// errKept: a kept slice is no file of ours.
 	errKept = errors.New("not what this machine wrote")
+	// errLocked: without STATE nothing can be kept, so nothing is taken.
+	errLocked = errors.New("this machine is locked and takes no release until it is opened")
 )
 
-// recall opens the memory, or begins it from the seed of a machine that never had a release.
-func recall(anchors, state string, seed release.Seed, self fleet.MachineID) (*memory, error) {
-	return recallOn(onDisk, anchors, state, seed, self)
+// recall opens the memory, or begins it from the seed of a machine that never
+// had a release. An empty name for state is a machine without one.
+func recall(n notes, public, state string, seed release.Seed, self fleet.MachineID) (*memory, error) {
+	return recallOn(onDisk, n, public, state, seed, self)
 }
 
-func recallOn(disk rim, anchors, state string, seed release.Seed, self fleet.MachineID) (*memory, error) {
-	m := &memory{anchors: anchors, state: state, self: self, disk: disk}
-	for _, dir := range []string{anchors, state} {
+func recallOn(disk rim, n notes, public, state string, seed release.Seed, self fleet.MachineID) (*memory, error) {
+	m := &memory{notes: n, public: public, state: state, self: self, disk: disk}
+	for _, dir := range []string{public, state} {
+		if dir == "" {
+			continue
+		}
 		if err := durable.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -96,8 +121,8 @@ func recallOn(disk rim, anchors, state string, seed release.Seed, self fleet.Mac
 			return nil, err
 		}
 	}
-	if err := m.readAnchor(seed); err != nil {
-		return nil, err
+	if err := m.readAnchor(seed); err != nil || state == "" {
+		return m, err
 	}
 	if err := m.readKept("accepted.slice", "accepted.slice", m.reopenAccepted); err != nil {
 		return nil, err
@@ -106,7 +131,7 @@ func recallOn(disk rim, anchors, state string, seed release.Seed, self fleet.Mac
 }
 
 func (m *memory) readAnchor(seed release.Seed) error {
-	err := durable.ReadJSON(m.anchorFile(), &m.anchor)
+	err := m.readNote(noteAnchor, &m.anchor)
 	if errors.Is(err, fs.ErrNotExist) {
 		m.anchor, m.trust, err = seed.Anchor()
 		return err
@@ -117,7 +142,7 @@ func (m *memory) readAnchor(seed release.Seed) error {
 	if m.anchor.FleetID != seed.FleetID {
 		return fmt.Errorf("%w: it remembers %s, the seed names %s", ErrForeignFleet, m.anchor.FleetID, seed.FleetID)
 	}
-	trust, err := os.ReadFile(m.trustFile(m.anchor.TrustDigest))
+	trust, err := readPublic(m.trustFile(m.anchor.TrustDigest))
 	if errors.Is(err, fs.ErrNotExist) {
 		trust, err = seed.Trust, nil // nothing but the seed was ever written
 	}
@@ -130,11 +155,31 @@ func (m *memory) readAnchor(seed release.Seed) error {
 	return nil
 }
 
-func (m *memory) anchorFile() string  { return filepath.Join(m.anchors, "anchor.json") }
-func (m *memory) appliedFile() string { return filepath.Join(m.anchors, "applied.json") }
+// readPublic reads a file that anybody may have put there. One that is not plain,
+// or too large, holds nothing that the anchor names, and makes room for what does.
+func readPublic(path string) ([]byte, error) {
+	data, err := readKeptFile(path)
+	if errors.Is(err, errKept) || errors.Is(err, release.ErrOversized) {
+		return nil, os.RemoveAll(path)
+	}
+	return data, err
+}
+
+// readNote decodes a note. A key that is not known, or anything after the value,
+// is damage or a newer program.
+func (m *memory) readNote(name string, v any) error {
+	data, err := m.notes.ReadNote(name)
+	if err != nil {
+		return fmt.Errorf("read what the machine remembers: %w", err)
+	}
+	if err := durable.DecodeJSON(data, v); err != nil {
+		return fmt.Errorf("read what the machine remembers: note %s: %w", name, err)
+	}
+	return nil
+}
 
 func (m *memory) trustFile(d release.Digest) string {
-	return filepath.Join(m.anchors, "trust-"+short(d.String())+".yaml")
+	return filepath.Join(m.public, "trust-"+short(d.String())+".yaml")
 }
 
 func appliedName(d release.Digest) string { return "applied-" + short(d.String()) + ".slice" }
@@ -196,7 +241,7 @@ func (m *memory) reopenAccepted(encoded []byte) (*taken, error) {
 // readApplied reads the content that ran here, as far as the note beside the anchor proves it.
 func (m *memory) readApplied() error {
 	var note appliedNote
-	switch err := durable.ReadJSON(m.appliedFile(), &note); {
+	switch err := m.readNote(noteApplied, &note); {
 	case err != nil, note.N > m.anchor.N: // damaged, or left by an anchor that is gone: it proves nothing
 		note = appliedNote{}
 	}
@@ -242,6 +287,9 @@ func (m *memory) reopenApplied(encoded []byte, note appliedNote) (*taken, error)
 func (m *memory) take(encoded []byte) (*taken, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.state == "" {
+		return nil, errLocked
+	}
 	t, err := m.judge(encoded)
 	if err != nil {
 		return nil, err
@@ -282,7 +330,7 @@ func (m *memory) enter(t *taken) error {
 	}
 	m.anchor, m.trust, m.accepted = t.Anchor, t.Trust, t
 	if t.Evicted {
-		if err := m.disk.remove(m.appliedFile()); err != nil {
+		if err := m.notes.RemoveNote(noteApplied); err != nil {
 			return fmt.Errorf("%w: %w", errUnsaved, err)
 		}
 		m.applied = nil
@@ -292,6 +340,8 @@ func (m *memory) enter(t *taken) error {
 }
 
 // writeAnchor writes the trust that the anchor names, then the anchor.
+// The trust file has a name of its own, so nothing is ever written over, which a
+// FAT file system could not do at once.
 func (m *memory) writeAnchor(a release.Anchor, trust []byte) error {
 	file := m.trustFile(a.TrustDigest)
 	if err := m.disk.write(file, trust, 0o600); err != nil {
@@ -300,18 +350,19 @@ func (m *memory) writeAnchor(a release.Anchor, trust []byte) error {
 	if err := m.saveAnchor(a); err != nil {
 		return err
 	}
-	m.removeBut(filepath.Join(m.anchors, "trust-*.yaml"), filepath.Base(file))
+	m.removeBut(filepath.Join(m.public, "trust-*.yaml"), filepath.Base(file))
 	return nil
 }
 
-func (m *memory) saveAnchor(a release.Anchor) error { return m.writeJSON(m.anchorFile(), a) }
+func (m *memory) saveAnchor(a release.Anchor) error { return m.writeNote(noteAnchor, a) }
 
-func (m *memory) writeJSON(path string, v any) error {
-	data, err := json.MarshalIndent(v, "", "  ")
+// writeNote writes compactly: a box is small.
+func (m *memory) writeNote(name string, v any) error {
+	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write note %s: %w", name, err)
 	}
-	return m.disk.write(path, append(data, '\n'), 0o600)
+	return m.notes.WriteNote(name, data)
 }
 
 // removeBut removes what no note names any more. What stays after a fault is
@@ -339,7 +390,7 @@ func (m *memory) setApplied(t *taken) error {
 	if err := m.disk.write(filepath.Join(m.state, name), t.Encoded, 0o600); err != nil {
 		return err
 	}
-	if err := m.writeJSON(m.appliedFile(), appliedNote{N: t.Tag.Payload.N, Digest: t.Digest}); err != nil {
+	if err := m.writeNote(noteApplied, appliedNote{N: t.Tag.Payload.N, Digest: t.Digest}); err != nil {
 		return err
 	}
 	m.applied = t
@@ -375,6 +426,14 @@ func (m *memory) currentTrust() *fleet.Trust {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.trust
+}
+
+// number is the newest release that was accepted, by the anchor: on a machine
+// that has lost its STATE too.
+func (m *memory) number() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.anchor.N
 }
 
 // floor is the latest signed time: what dates of keys are judged by.

@@ -8,26 +8,30 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
+	"github.com/holdfast-edge/holdfast/machine/box"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
-// box is the two folders of a machine's memory, and the machine that they are of.
-type box struct {
-	t              testing.TB
-	w              *world
-	anchors, state string
-	self           fleet.MachineID
-	seed           release.Seed
+// kit is the places of a machine's memory, and the machine that they are of.
+type kit struct {
+	t       testing.TB
+	w       *world
+	anchors string // the box's notes
+	public  string
+	state   string
+	self    fleet.MachineID
+	seed    release.Seed
 }
 
-func newBox(t testing.TB, w *world) *box {
+func newKit(t testing.TB, w *world) *kit {
 	dir := t.TempDir()
-	return &box{t, w, filepath.Join(dir, "tpm"), filepath.Join(dir, "state"), fleetgen.MachineID(1, 0), w.seed}
+	return &kit{t, w, filepath.Join(dir, "tpm"), filepath.Join(dir, "esp"), filepath.Join(dir, "state"), fleetgen.MachineID(1, 0), w.seed}
 }
 
 // unsynced is a disk that nobody waits for.
@@ -42,7 +46,7 @@ var unsynced = rim{
 }
 
 // open recalls what the box remembers.
-func (b *box) open() *memory {
+func (b *kit) open() *memory {
 	b.t.Helper()
 	m, err := b.openOn(unsynced)
 	if err != nil {
@@ -51,12 +55,34 @@ func (b *box) open() *memory {
 	return m
 }
 
-func (b *box) openOn(disk rim) (*memory, error) {
-	return recallOn(disk, b.anchors, b.state, b.seed, b.self)
+func (b *kit) openOn(disk rim) (*memory, error) {
+	b.must(os.MkdirAll(b.anchors, 0o700))
+	return recallOn(disk, notesOn{b.anchors, disk}, b.public, b.state, b.seed, b.self)
 }
 
+// notesOn is a box that nobody waits for, and that is as small as a TPM. It
+// writes by the same rim as the disk, so that one power cut stops both.
+type notesOn struct {
+	dir  string
+	disk rim
+}
+
+func (n notesOn) ReadNote(name string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(n.dir, name))
+}
+
+func (n notesOn) WriteNote(name string, data []byte) error {
+	const others = 300 // of other programs: state.json, os.json
+	if len(data) > (box.MaxNotes-others)/2 {
+		return box.ErrFull
+	}
+	return n.disk.write(filepath.Join(n.dir, name), data, 0o600)
+}
+
+func (n notesOn) RemoveNote(name string) error { return n.disk.remove(filepath.Join(n.dir, name)) }
+
 // take hands the box the last release, which it must take.
-func (b *box) take(m *memory) *taken {
+func (b *kit) take(m *memory) *taken {
 	b.t.Helper()
 	t, err := m.take(b.w.slice(1).Encode())
 	if err != nil {
@@ -66,14 +92,14 @@ func (b *box) take(m *memory) *taken {
 }
 
 // next releases and takes.
-func (b *box) next(m *memory) *taken {
+func (b *kit) next(m *memory) *taken {
 	b.t.Helper()
 	b.w.city(1, fmt.Sprintf("City of %s", b.w.clock.Format("15:04")))
 	b.w.release()
 	return b.take(m)
 }
 
-func (b *box) apply(m *memory, t *taken) {
+func (b *kit) apply(m *memory, t *taken) {
 	b.t.Helper()
 	if err := m.setApplied(t); err != nil {
 		b.t.Fatal(err)
@@ -81,7 +107,7 @@ func (b *box) apply(m *memory, t *taken) {
 }
 
 // is checks the numbers of what is accepted and applied; 0 is none.
-func (b *box) is(m *memory, accepted, applied uint64) {
+func (b *kit) is(m *memory, accepted, applied uint64) {
 	b.t.Helper()
 	a, p := m.now()
 	if number(a) != accepted || number(p) != applied {
@@ -97,11 +123,11 @@ func number(t *taken) uint64 {
 }
 
 // clone copies the folders: the disk as it stands at this instant.
-func (b *box) clone() *box {
+func (b *kit) clone() *kit {
 	b.t.Helper()
-	c := newBox(b.t, b.w)
+	c := newKit(b.t, b.w)
 	c.self, c.seed = b.self, b.seed
-	for from, to := range map[string]string{b.anchors: c.anchors, b.state: c.state} {
+	for from, to := range map[string]string{b.anchors: c.anchors, b.public: c.public, b.state: c.state} {
 		if err := os.CopyFS(to, os.DirFS(from)); err != nil {
 			b.t.Fatal(err)
 		}
@@ -109,9 +135,9 @@ func (b *box) clone() *box {
 	return c
 }
 
-func (b *box) files() []string {
+func (b *kit) files() []string {
 	var list []string
-	for _, dir := range []string{b.anchors, b.state} {
+	for _, dir := range []string{b.anchors, b.public, b.state} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			b.t.Fatal(err)
@@ -124,7 +150,7 @@ func (b *box) files() []string {
 }
 
 // only returns the one file that matches.
-func (b *box) only(dir, pattern string) string {
+func (b *kit) only(dir, pattern string) string {
 	b.t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(files) != 1 {
@@ -208,7 +234,7 @@ func TestPowerGoesAtEveryWrite(t *testing.T) {
 		return err
 	}
 	whole := &fuse{left: 1 << 30}
-	m, err := newBox(t, w).openOn(whole.rim())
+	m, err := newKit(t, w).openOn(whole.rim())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +248,7 @@ func TestPowerGoesAtEveryWrite(t *testing.T) {
 	for k := 1; k <= whole.writes; k++ {
 		for _, persisted := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d persisted=%v", k, persisted), func(t *testing.T) {
-				b := newBox(t, w)
+				b := newKit(t, w)
 				m, err := b.openOn((&fuse{left: k, persisted: persisted}).rim())
 				if err != nil {
 					t.Fatal(err)
@@ -251,7 +277,7 @@ func TestPowerGoesAtEveryWrite(t *testing.T) {
 
 // check reads the box and compares it with what it acknowledged before the power
 // went; it may be one step ahead.
-func (b *box) check(accepted, applied uint64) {
+func (b *kit) check(accepted, applied uint64) {
 	b.t.Helper()
 	c := b.clone() // recalling writes
 	m := c.open()
@@ -275,7 +301,7 @@ func (b *box) check(accepted, applied uint64) {
 // the trust that the old anchor names: a slice need not carry it.
 func TestTrustOutlivesACrashBeforeItsAnchor(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	b.next(b.open())
 	w.trust(2, nil, "spare")
 	w.releaseWith(nil, "ci", "spare")
@@ -297,7 +323,7 @@ func TestTrustOutlivesACrashBeforeItsAnchor(t *testing.T) {
 
 func TestBlankDiskRefills(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	b.apply(m, b.next(m))
 	old := w.clone() // where ci may still sign
@@ -305,11 +331,11 @@ func TestBlankDiskRefills(t *testing.T) {
 	w.releaseWith(nil, "ci", "spare")
 	b.take(m)
 
-	for name, prepare := range map[string]func(*box){
-		"state":                    func(*box) {},
-		"state and the kept trust": func(b *box) { b.remove(b.only(b.anchors, "trust-*.yaml")) },
-		"state, and the kept trust is damaged": func(b *box) {
-			b.write(b.only(b.anchors, "trust-*.yaml"), b.seed.Trust)
+	for name, prepare := range map[string]func(*kit){
+		"state":                    func(*kit) {},
+		"state and the kept trust": func(b *kit) { b.remove(b.only(b.public, "trust-*.yaml")) },
+		"state, and the kept trust is damaged": func(b *kit) {
+			b.write(b.only(b.public, "trust-*.yaml"), b.seed.Trust)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -344,10 +370,100 @@ func TestBlankDiskRefills(t *testing.T) {
 	}
 }
 
+// Locked, or without a disk, a machine knows whom to trust, by the anchor and not
+// by what lies in the public folder; it takes nothing and writes nothing.
+func TestMemoryWithoutState(t *testing.T) {
+	w := newWorld(t, 12)
+	b := newKit(t, w)
+	m := b.open()
+	b.apply(m, b.next(m))
+	w.trust(2, []string{"ops"}, "spare")
+	w.releaseWith(nil, "ci", "spare")
+	b.take(m)
+	thief := w.clone()
+	thief.trust(2, []string{"thief"}, "thief")
+	forged := thief.files["trust.yaml"]
+	for name, c := range map[string]struct {
+		put     func(b *kit, file string)
+		trusted bool
+	}{
+		"as it was":           {func(*kit, string) {}, true},
+		"forged trust":        {func(b *kit, file string) { b.write(file, forged) }, false},
+		"damaged":             {func(b *kit, file string) { b.flip(file) }, false},
+		"the seed's":          {func(b *kit, file string) { b.write(file, b.seed.Trust) }, false},
+		"gone":                {func(b *kit, file string) { b.remove(file) }, false},
+		"folder":              {func(b *kit, file string) { b.remove(file); b.mkdir(file) }, false},
+		"link to somewhere":   {func(b *kit, file string) { b.remove(file); b.symlink("/dev/zero", file) }, false},
+		"oversized":           {func(b *kit, file string) { b.truncate(file, 1<<40) }, false},
+		"forged beside it":    {func(b *kit, file string) { b.write(filepath.Join(b.public, "trust-000000000000.yaml"), forged) }, true},
+		"public folder wiped": {func(b *kit, _ string) { b.remove(b.public) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := b.clone()
+			b.t = t
+			c.put(b, b.only(b.public, "trust-*.yaml"))
+			state := b.state
+			b.state = ""
+			f := &fuse{left: 1 << 30}
+			m, err := b.openOn(f.rim())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (m.trust != nil) != c.trusted || m.anchor.N != 2 || m.anchor.TrustVersion != 2 {
+				t.Errorf("anchor %+v, trust %+v", m.anchor, m.trust)
+			}
+			if m.trust != nil && (len(m.trust.Operators) != 1 || m.trust.Operators[0].Name != "ops") {
+				t.Errorf("operators %+v", m.trust.Operators)
+			}
+			if _, err := m.take(w.slice(1).Encode()); !errors.Is(err, errLocked) {
+				t.Errorf("a slice: got %v, want errLocked", err)
+			}
+			if f.writes != 0 {
+				t.Errorf("%d writes", f.writes)
+			}
+			b.state = state // opened again
+			b.take(b.open())
+			b.is(b.open(), 2, 1)
+		})
+	}
+	t.Run("never had a release", func(t *testing.T) {
+		b := newKit(t, w)
+		b.state = ""
+		m := b.open()
+		if m.trust == nil || m.number() != 0 {
+			t.Errorf("trust %v, release %d; want the seed's", m.trust, m.number())
+		}
+	})
+}
+
+// The notes of a machine at release 2^64-1, with every field, leave room for those of others.
+func TestNotesAreSmall(t *testing.T) {
+	b := newKit(t, newWorld(t, 1))
+	m := b.open()
+	far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	var d release.Digest
+	for i := range d {
+		d[i] = 0xff
+	}
+	const most = 1<<64 - 1
+	b.must(m.saveAnchor(release.Anchor{FleetID: fleetID, N: most, Payload: d, Time: far, TrustVersion: most, TrustDigest: d, LastGood: most, Floor: far}))
+	b.must(m.writeNote(noteApplied, appliedNote{N: most, Digest: d}))
+	size := 0
+	for _, name := range []string{noteAnchor, noteApplied} {
+		data, err := m.notes.ReadNote(name)
+		b.must(err)
+		size += len(name) + len(data)
+	}
+	t.Logf("%d bytes", size)
+	if size > 700 {
+		t.Errorf("%d bytes of notes; a box has %d for all", size, box.MaxNotes)
+	}
+}
+
 // Somebody puts another STATE into the box.
 func TestSwappedState(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	b.apply(m, b.next(m))
 	older := w.slice(1).Encode()
@@ -363,21 +479,21 @@ func TestSwappedState(t *testing.T) {
 
 	for name, c := range map[string]struct {
 		file string
-		put  func(b *box, path string)
+		put  func(b *kit, path string)
 	}{
-		"forged trust":                   {"accepted.slice", func(b *box, path string) { b.write(path, forged) }},
-		"older slice":                    {"accepted.slice", func(b *box, path string) { b.write(path, older) }},
-		"another site's slice":           {"accepted.slice", func(b *box, path string) { b.write(path, other.slice(2).Encode()) }},
-		"damaged":                        {"accepted.slice", func(b *box, path string) { b.flip(path) }},
-		"empty":                          {"accepted.slice", func(b *box, path string) { b.write(path, nil) }},
-		"folder":                         {"accepted.slice", func(b *box, path string) { b.remove(path); b.mkdir(path) }},
-		"symlink":                        {"accepted.slice", func(b *box, path string) { b.remove(path); b.symlink("/dev/zero", path) }},
-		"oversized":                      {"accepted.slice", func(b *box, path string) { b.truncate(path, 1<<40) }},
-		"applied: forged trust":          {applied, func(b *box, path string) { b.write(path, forged) }},
-		"applied: older slice":           {applied, func(b *box, path string) { b.write(path, older) }},
-		"applied: good slice of another": {applied, func(b *box, path string) { b.write(path, other.slice(1).Encode()) }},
-		"applied: damaged":               {applied, func(b *box, path string) { b.flip(path) }},
-		"applied: folder":                {applied, func(b *box, path string) { b.remove(path); b.mkdir(path) }},
+		"forged trust":                   {"accepted.slice", func(b *kit, path string) { b.write(path, forged) }},
+		"older slice":                    {"accepted.slice", func(b *kit, path string) { b.write(path, older) }},
+		"another site's slice":           {"accepted.slice", func(b *kit, path string) { b.write(path, other.slice(2).Encode()) }},
+		"damaged":                        {"accepted.slice", func(b *kit, path string) { b.flip(path) }},
+		"empty":                          {"accepted.slice", func(b *kit, path string) { b.write(path, nil) }},
+		"folder":                         {"accepted.slice", func(b *kit, path string) { b.remove(path); b.mkdir(path) }},
+		"symlink":                        {"accepted.slice", func(b *kit, path string) { b.remove(path); b.symlink("/dev/zero", path) }},
+		"oversized":                      {"accepted.slice", func(b *kit, path string) { b.truncate(path, 1<<40) }},
+		"applied: forged trust":          {applied, func(b *kit, path string) { b.write(path, forged) }},
+		"applied: older slice":           {applied, func(b *kit, path string) { b.write(path, older) }},
+		"applied: good slice of another": {applied, func(b *kit, path string) { b.write(path, other.slice(1).Encode()) }},
+		"applied: damaged":               {applied, func(b *kit, path string) { b.flip(path) }},
+		"applied: folder":                {applied, func(b *kit, path string) { b.remove(path); b.mkdir(path) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := b.clone()
@@ -408,7 +524,7 @@ func TestSwappedState(t *testing.T) {
 // A slice under a name that no note gives is not believed, and does not stay.
 func TestUnprovedContentIsRemoved(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	b.apply(m, b.next(m))
 	name := filepath.Base(b.only(b.state, "applied-*.slice"))
@@ -437,7 +553,7 @@ func TestUnprovedContentIsRemoved(t *testing.T) {
 // disk counts no more than what comes by the link.
 func TestAnchorDeleted(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	b.apply(m, b.next(m))
 	w.trust(2, nil, "spare")
@@ -466,7 +582,7 @@ func TestAnchorDeleted(t *testing.T) {
 
 func TestErrForeignFleet(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	b.next(b.open())
 	b.seed.FleetID = fleet.ID(strings.Repeat("ab", 16))
 	before := b.files()
@@ -481,7 +597,7 @@ func TestErrForeignFleet(t *testing.T) {
 }
 
 func TestErrDamagedAnchor(t *testing.T) {
-	b := newBox(t, newWorld(t, 12))
+	b := newKit(t, newWorld(t, 12))
 	b.next(b.open())
 	b.write(filepath.Join(b.anchors, "anchor.json"), []byte("{}garbage"))
 	if _, err := b.openOn(unsynced); err == nil {
@@ -492,7 +608,7 @@ func TestErrDamagedAnchor(t *testing.T) {
 // Revoked since, its content still stands a site up; what takes its place does not.
 func TestAppliedContentOfARevokedSigner(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	w.releaseWith(nil, "spare")
 	b.apply(m, b.take(m))
@@ -518,7 +634,7 @@ func TestAppliedContentOfARevokedSigner(t *testing.T) {
 // evicted: after a restart, and when the disk that says so is wiped.
 func TestEvictionSticks(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	first := b.next(m)
 	b.apply(m, first)
@@ -562,11 +678,11 @@ func TestEvictionSticks(t *testing.T) {
 // A full disk refuses nothing for ever: what was good stays unsaved and is taken later.
 func TestFullDisk(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	b.next(m)
 	full := rim{func(string, []byte, fs.FileMode) error { return errors.New("no space left on device") }, unsynced.remove}
-	m.disk = full
+	m.disk, m.notes = full, notesOn{b.anchors, full}
 	w.release()
 	if _, err := m.take(w.slice(1).Encode()); !errors.Is(err, errUnsaved) {
 		t.Fatalf("got %v, want errUnsaved", err)
@@ -577,13 +693,14 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.is(m, 1, 0)
-	m.disk = unsynced
+	m.disk, m.notes = unsynced, notesOn{b.anchors, unsynced}
 	b.take(m)
 	b.is(b.open(), 2, 0)
 
 	// The state was written, the anchor's folder is full.
 	w.release()
-	m.disk = (&fuse{left: 2}).rim()
+	two := (&fuse{left: 2}).rim()
+	m.disk, m.notes = two, notesOn{b.anchors, two}
 	if _, err := m.take(w.slice(1).Encode()); !errors.Is(err, errUnsaved) {
 		t.Fatalf("got %v, want errUnsaved", err)
 	}
@@ -598,7 +715,7 @@ func TestFullDisk(t *testing.T) {
 
 // Coming up again writes nothing.
 func TestRecallWritesNothing(t *testing.T) {
-	b := newBox(t, newWorld(t, 12))
+	b := newKit(t, newWorld(t, 12))
 	m := b.open()
 	b.apply(m, b.next(m))
 	f := &fuse{left: 1 << 30}
@@ -613,7 +730,7 @@ func TestRecallWritesNothing(t *testing.T) {
 // What is kept does not pile up.
 func TestKeepsOneOfEach(t *testing.T) {
 	w := newWorld(t, 12)
-	b := newBox(t, w)
+	b := newKit(t, w)
 	m := b.open()
 	for version := 2; version < 5; version++ {
 		b.apply(m, b.next(m))
@@ -624,20 +741,20 @@ func TestKeepsOneOfEach(t *testing.T) {
 	}
 }
 
-func (b *box) must(err error) {
+func (b *kit) must(err error) {
 	b.t.Helper()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 }
 
-func (b *box) write(path string, data []byte)   { b.t.Helper(); b.must(os.WriteFile(path, data, 0o600)) }
-func (b *box) remove(path string)               { b.t.Helper(); b.must(os.RemoveAll(path)) }
-func (b *box) mkdir(path string)                { b.t.Helper(); b.must(os.Mkdir(path, 0o700)) }
-func (b *box) symlink(to, path string)          { b.t.Helper(); b.must(os.Symlink(to, path)) }
-func (b *box) truncate(path string, size int64) { b.t.Helper(); b.must(os.Truncate(path, size)) }
-func (b *box) wipeState()                       { b.t.Helper(); b.remove(b.state) }
-func (b *box) flip(path string) {
+func (b *kit) write(path string, data []byte)   { b.t.Helper(); b.must(os.WriteFile(path, data, 0o600)) }
+func (b *kit) remove(path string)               { b.t.Helper(); b.must(os.RemoveAll(path)) }
+func (b *kit) mkdir(path string)                { b.t.Helper(); b.must(os.Mkdir(path, 0o700)) }
+func (b *kit) symlink(to, path string)          { b.t.Helper(); b.must(os.Symlink(to, path)) }
+func (b *kit) truncate(path string, size int64) { b.t.Helper(); b.must(os.Truncate(path, size)) }
+func (b *kit) wipeState()                       { b.t.Helper(); b.remove(b.state) }
+func (b *kit) flip(path string) {
 	b.t.Helper()
 	data, err := os.ReadFile(path)
 	b.must(err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/faults"
 )
 
 // reporter holds what the machine says of itself: one report, always whole,
@@ -19,6 +20,7 @@ type reporter struct {
 	mu      sync.Mutex // guards what follows
 	report  wire.Report
 	timings []Timing
+	faulty  []string // names of the conditions that are faults
 	changed chan struct{}
 }
 
@@ -73,6 +75,9 @@ func (r *reporter) update(f func(*wire.Report)) {
 	r.report = next
 	r.console.show("site", next.Site)
 	r.console.show("state", joined(string(next.Phase), next.Detail))
+	if next.OS != "" {
+		r.console.show("os", joined(next.OS, "slot "+next.Slot, trialText(next.Trial)))
+	}
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
@@ -90,6 +95,35 @@ func (r *reporter) condition(name string, err error) {
 			n.Conditions = append(n.Conditions, wire.Condition{Name: name, Detail: wire.Clean(err.Error())})
 		}
 	})
+}
+
+func trialText(phase string) string {
+	if phase == "" {
+		return ""
+	}
+	return "on trial: " + phase
+}
+
+// faults shows what is wrong with the box and reports it: as conditions named by
+// code and subject, those well that are only to be known. Asked for within the
+// update, an older list never replaces a newer one.
+func (r *reporter) faults(list *faults.List) (changed <-chan struct{}) {
+	r.update(func(n *wire.Report) {
+		var now []faults.Fault
+		now, changed = list.Now()
+		r.console.tell(now)
+		n.Conditions = slices.DeleteFunc(n.Conditions, func(c wire.Condition) bool { return slices.Contains(r.faulty, c.Name) })
+		r.faulty = nil
+		for _, f := range now {
+			e, _ := faults.Lookup(f.Code)
+			if e.Kind == faults.Local {
+				continue
+			}
+			n.Conditions = append(n.Conditions, wire.Condition{Name: f.Name(), OK: e.Kind == faults.Note, Detail: wire.Clean(f.Sentence())})
+			r.faulty = append(r.faulty, f.Name())
+		}
+	})
+	return changed
 }
 
 // now returns the report and a channel that is closed at the next change.

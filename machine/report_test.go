@@ -12,14 +12,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"rsc.io/qr"
 
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/faults"
 )
 
 func testReporter(t testing.TB) *reporter {
-	c := newConsole(filepath.Join(t.TempDir(), "console"))
+	c := newConsole(filepath.Join(t.TempDir(), "console"), nil)
 	c.identify(fleetgen.MachineID(1, 0))
 	return newReporter(c)
 }
@@ -200,10 +202,10 @@ func TestReportWaitsForTheHub(t *testing.T) {
 
 func TestConsole(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "console")
-	c := newConsole(path)
+	c := newConsole(path, nil)
 	id := fleetgen.MachineID(1, 0)
 	c.identify(id)
-	c.show("fault", "refused a release: not signed")
+	c.tell([]faults.Fault{faults.New(faults.NoAddress, "eth1"), faults.New(faults.ReleaseRefused, "not signed")})
 	c.show("site", "de-00001")
 	c.show("hub", "connected to hub.example.com:443")
 	read := func() string {
@@ -219,7 +221,8 @@ func TestConsole(t *testing.T) {
 		"  code      " + link.Code(id) + "\n" +
 		"  site      de-00001\n" +
 		"  hub       connected to hub.example.com:443\n" +
-		"  fault     refused a release: not signed\n"
+		"  fault     E17 no address on port eth1\n" +
+		"  fault     E27 refused a release: not signed\n"
 	if diff := cmp.Diff(want, read()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -231,8 +234,111 @@ func TestConsole(t *testing.T) {
 	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the same picture was drawn again: %v", err)
 	}
-	c.show("fault", "")
+	c.tell(nil)
 	if strings.Contains(read(), "fault") {
 		t.Errorf("a fault that is gone:\n%s", read())
+	}
+}
+
+// What stands on a screen is read back as the modules of the code, with a white
+// margin of four around; and it is the picture that a reader was tried on.
+func TestCodePicture(t *testing.T) {
+	text := link.Code(fleetgen.MachineID(1, 0))
+	lines := codePicture(text)
+	code, err := qr.Encode(text, qr.M)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code.Size != 21 {
+		t.Errorf("the code has %d modules on a side: a machine's fits 21", code.Size)
+	}
+	dark := func(x, y int) bool {
+		r := []rune(lines[y/2])[x]
+		return r == ' ' || r == '▀' && y%2 == 1 || r == '▄' && y%2 == 0
+	}
+	for y := range code.Size + 8 {
+		for x := range code.Size + 8 {
+			if dark(x, y) != code.Black(x-4, y-4) {
+				t.Fatalf("module %d,%d is wrong:\n%s", x-4, y-4, strings.Join(lines, "\n"))
+			}
+		}
+	}
+	for _, l := range lines {
+		if n := len([]rune(l)); n != code.Size+8 {
+			t.Errorf("a line of %d characters", n)
+		}
+	}
+	golden := filepath.Join("testdata", "code.txt")
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), text+"\n"+strings.Join(lines, "\n")+"\n"); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// pictures is a screen: each Write is one.
+type pictures chan string
+
+func (p pictures) Write(b []byte) (int, error) { p <- string(b); return len(b), nil }
+
+// A screen gets whole pictures, the newest, and not more often than it can show.
+func TestScreen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		screen := make(pictures)
+		c := newConsole("", screen)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); c.paint(ctx) }()
+		c.identify(fleetgen.MachineID(1, 0))
+		first := <-screen
+		if !strings.Contains(first, "\n  code      "+link.Code(fleetgen.MachineID(1, 0))+"\n") || !strings.Contains(first, "█▀▀▀") && !strings.Contains(first, "▀▀▀") {
+			t.Errorf("the first picture:\n%s", first)
+		}
+		began := time.Now()
+		for _, s := range []string{"1 of 9 MB", "5 of 9 MB", "9 of 9 MB"} {
+			c.show("state", s)
+		}
+		second := <-screen
+		if !strings.Contains(second, "9 of 9 MB") || strings.Contains(second, "1 of 9") {
+			t.Errorf("the second picture:\n%s", second)
+		}
+		if time.Since(began) < screenRest {
+			t.Errorf("it came after %v", time.Since(began))
+		}
+		cancel()
+		<-done
+	})
+}
+
+// Faults are conditions of the report: what is only to be known is well, and what
+// the hub knows better is not told.
+func TestFaultsAreReported(t *testing.T) {
+	r := testReporter(t)
+	l := faults.NewList()
+	l.Set(faults.New(faults.NoAddress, "eth1"))
+	l.Set(faults.New(faults.Unprotected))
+	l.Set(faults.New(faults.NoRoute, "hub:443", "refused"))
+	r.condition("other", errors.New("stays"))
+	r.faults(l)
+	now, _ := r.now()
+	want := []wire.Condition{
+		{Name: "E11", OK: true, Detail: faults.New(faults.Unprotected).Sentence()},
+		{Name: "E17 eth1", Detail: "no address on port eth1"},
+		{Name: "other", Detail: "stays"},
+	}
+	if diff := cmp.Diff(want, now.Conditions); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	r.faults(l)
+	if again, _ := r.now(); again.Seq != now.Seq {
+		t.Error("told twice")
+	}
+	l.Clear(faults.NoAddress)
+	l.Clear(faults.Unprotected)
+	r.faults(l)
+	if now, _ := r.now(); len(now.Conditions) != 1 || now.Conditions[0].Name != "other" {
+		t.Errorf("left: %+v", now.Conditions)
 	}
 }

@@ -54,7 +54,8 @@ func (w *world) boot(t testing.TB, dir, hubAddress string) (*agent, error) {
 		durable.WriteJSON(filepath.Join(folder, "network.json"), Network{Hubs: []string{hubAddress}}, 0o600)); err != nil {
 		return nil, err
 	}
-	m := &Machine{config: Config{Folder: folder, StateDir: filepath.Join(dir, "state"), Hostname: "box"}, log: quiet(), started: time.Now()}
+	m := newMachine(Config{Folder: folder, StateDir: filepath.Join(dir, "state"), Hostname: "box", Hosted: true, Log: quiet()})
+	m.config.APIPort = 0 // a free one
 	ctx, cancel := context.WithCancel(context.Background())
 	m.group, ctx = errgroup.WithContext(ctx)
 	a := &agent{Machine: m, t: t, dir: dir}

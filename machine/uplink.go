@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-edge/holdfast/internal/version"
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
@@ -54,7 +55,7 @@ func (m *Machine) bootUplink(ctx context.Context) error {
 	m.keeper = link.NewKeeper(link.KeeperConfig{
 		Identity: m.identity,
 		Hubs:     m.hubs,
-		Proxy:    func() string { return m.network.Proxy },
+		Proxy:    func() string { return m.network().Proxy },
 		Greet:    u.greet,
 		Serve:    u.serve,
 		State:    u.state,
@@ -91,7 +92,7 @@ func (m *Machine) hubs() []link.Hub {
 			}
 		}
 	}
-	addresses := m.network.Hubs
+	addresses := m.network().Hubs
 	if len(addresses) == 0 {
 		addresses = hubAddresses(m.seed.Hubs)
 	}
@@ -123,8 +124,18 @@ func (u *uplink) state(s link.State) {
 	switch {
 	case s.Connected:
 		u.console.show("hub", "connected to "+s.Hub)
+		u.faults.Clear(faults.NoRoute)
+		u.faults.Clear(faults.HubKey)
 	case s.Err != nil:
 		u.console.show("hub", "not connected: "+wire.Clean(s.Err.Error()))
+		if errors.Is(s.Err, link.ErrPin) {
+			u.faults.Set(faults.New(faults.HubKey, s.Hub))
+		} else {
+			u.faults.Set(faults.New(faults.NoRoute, s.Hub, s.Err))
+		}
+	}
+	if u.config.LinkState != nil {
+		u.config.LinkState(s)
 	}
 }
 
@@ -133,7 +144,10 @@ func (u *uplink) greet(ctx context.Context, s link.Session) error {
 	client := link.Client(s.Open, time.Second)
 	hello := wire.Hello{
 		Capability: wire.Capability, Fleet: u.seed.FleetID, Machine: u.identity.ID(),
-		Version: version.Version, Architecture: runtime.GOARCH,
+		Version: version.Version, Architecture: runtime.GOARCH, Locked: u.limits != nil,
+	}
+	if !u.config.Hosted {
+		hello.Addresses = lanAddresses()
 	}
 	if accepted, _ := u.memory.now(); accepted != nil {
 		hello.N, hello.Slice = accepted.Tag.Payload.N, accepted.Digest.String()
@@ -160,7 +174,7 @@ func (u *uplink) greet(ctx context.Context, s link.Session) error {
 	case u.kick <- struct{}{}:
 	default:
 	}
-	if accepted, _ := u.memory.now(); accepted == nil {
+	if u.memory.number() == 0 {
 		u.console.show("release", "none yet: waiting to be adopted with the code above")
 	}
 	return nil
@@ -215,7 +229,7 @@ func (u *uplink) takeSlice(w http.ResponseWriter, r *http.Request) {
 	}
 	err = u.judgeSlice(body, dictionary)
 	switch {
-	case errors.Is(err, errUnsaved): // our fault, and worth a second try
+	case errors.Is(err, errUnsaved), errors.Is(err, errLocked): // our fault, and worth a second try
 		wire.Refuse(w, http.StatusServiceUnavailable, err.Error())
 	case err != nil:
 		wire.Refuse(w, http.StatusUnprocessableEntity, err.Error())
@@ -262,8 +276,13 @@ func (u *uplink) judgeSlice(body, dictionary []byte) error {
 		}
 	}
 	u.log.Warn("a slice is refused", "err", err)
-	u.console.show("fault", "refused a release: "+wire.Clean(err.Error()))
-	u.reporter.condition("release", err)
+	switch {
+	case errors.Is(err, errLocked): // said already
+	case errors.Is(err, errUnsaved):
+		u.fault(err, faults.UnsavedReleases)
+	default:
+		u.fault(err, faults.ReleaseRefused)
+	}
 	return err
 }
 
@@ -321,11 +340,17 @@ func (u *uplink) fetchSliceOnce(ctx context.Context) error {
 func (m *Machine) arrived(t *taken) {
 	p := t.Tag.Payload
 	m.log.Info("took a release", "n", p.N, "site", t.SiteDir, "signer", t.Signer.Name, "again", t.Same)
-	m.console.show("release", fmt.Sprintf("%d of %s, signed by %s", p.N, p.Time.UTC().Format(time.DateTime), t.Signer.Name))
-	m.console.show("fault", "")
-	m.reporter.condition("release", nil)
+	m.showRelease(t)
+	m.fault(nil, faults.ReleaseRefused)
+	m.fault(nil, faults.UnsavedReleases)
+	m.tellTrust()
 	m.door.authority.Recheck() // whom this release revokes is cut now
 	m.content.wake()
+}
+
+func (m *Machine) showRelease(t *taken) {
+	p := t.Tag.Payload
+	m.console.show("release", fmt.Sprintf("%d of %s, signed by %s", p.N, p.Time.UTC().Format(time.DateTime), t.Signer.Name))
 }
 
 // openRelay has a relay session open, so that the hub can open streams on it.

@@ -35,9 +35,10 @@ type Record struct {
 
 // Containerd speaks to one containerd, in the namespace of Kubernetes.
 type Containerd struct {
-	conn   *grpc.ClientConn
-	cri    cri.ImageServiceClient
-	images imagesapi.ImagesClient
+	conn    *grpc.ClientConn
+	cri     cri.ImageServiceClient
+	runtime criRuntime
+	images  imagesapi.ImagesClient
 }
 
 // DialContainerd prepares a client for the socket. It does not connect: that happens with the first call,
@@ -54,7 +55,7 @@ func DialContainerd(socket string) (*Containerd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", socket, err)
 	}
-	return &Containerd{conn: conn, cri: cri.NewImageServiceClient(conn), images: imagesapi.NewImagesClient(conn)}, nil
+	return &Containerd{conn: conn, cri: cri.NewImageServiceClient(conn), runtime: criRuntime{cri.NewRuntimeServiceClient(conn)}, images: imagesapi.NewImagesClient(conn)}, nil
 }
 
 // Close ends the connection.
