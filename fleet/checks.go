@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"encoding/base64"
+	"net"
 	"net/netip"
 	"net/url"
 	"path"
@@ -54,20 +55,24 @@ var checks = map[string]check{
 	"domain":  byPattern(domainPattern, "is no domain", "such as cluster.local"),
 	"image": byPattern(`^(localhost(:[0-9]+)?|[a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]+)?|[a-z0-9-]+:[0-9]+)(/[a-z0-9]+([._-]+[a-z0-9]+)*)+:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`,
 		"is no full name of an app image", "registry/repository:tag, such as docker.io/library/nginx:1.27"),
-	"platform":  byPattern(`^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$`, "is no platform", "such as linux/amd64"),
-	"device":    byPattern(`^/dev/[A-Za-z0-9_][A-Za-z0-9_./-]*$`, "is no device", "a path such as /dev/ttyUSB0"),
-	"fleetID":   byPattern(`^[0-9a-f]{32}$`, "is no Fleet-ID", "32 lower-case hex digits, as holdfast init makes them"),
-	"machineID": {isMachineID, "is no machine id", "52 characters of a-z and 2-7, as the machine shows them", `^[a-z2-7]{51}[aq]$`},
-	"text":      {isText, "is empty", "at least a word", `\S`},
-	"date":      {isDate, "is no date", "such as 2026-11-20", `^[0-9]{4}-[0-9]{2}-[0-9]{2}$`},
-	"path":      {isPath, "is no path inside the folder", "a relative path without .. such as patches/till.yaml", `^[^/\\]`},
-	"glob":      {isGlob, "is no file name or pattern", "a relative path such as config.yaml or *.conf", `^[^/\\]`},
-	"hubURL":    {isHubURL, "is no address of a hub", "https://name or https://name:port, nothing after it", `^https://[^/?#@]+$`},
-	"mirror":    {isMirror, "is no address of a mirror", "https://…, s3://… or oci://…", `^(https|s3|oci)://.+`},
-	"host":      {isHost, "is no host", "a name or an address", ""},
-	"selector":  {isSelector, "selects no sites", "a folder under sites/ such as de, or a label such as country=de", `^[a-z0-9].*$`},
-	"base64":    {isBase64, "is no base64", "standard base64 with padding", `^[A-Za-z0-9+/]*={0,2}$`},
-	"recipient": {isRecipient, "is no age recipient", "a word that begins with age1, as age-keygen prints it (its checksum must hold)", `^age1[a-z0-9]+$`},
+	"platform":    byPattern(`^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$`, "is no platform", "such as linux/amd64"),
+	"device":      byPattern(`^/dev/[A-Za-z0-9_][A-Za-z0-9_./-]*$`, "is no device", "a path such as /dev/ttyUSB0"),
+	"fleetID":     byPattern(`^[0-9a-f]{32}$`, "is no Fleet-ID", "32 lower-case hex digits, as holdfast init makes them"),
+	"machineID":   {isMachineID, "is no machine id", "52 characters of a-z and 2-7, as the machine shows them", `^[a-z2-7]{51}[aq]$`},
+	"text":        {isText, "is empty", "at least a word", `\S`},
+	"date":        {isDate, "is no date", "such as 2026-11-20", `^[0-9]{4}-[0-9]{2}-[0-9]{2}$`},
+	"path":        {isPath, "is no path inside the folder", "a relative path without .. such as patches/till.yaml", `^[^/\\]`},
+	"glob":        {isGlob, "is no file name or pattern", "a relative path such as config.yaml or *.conf", `^[^/\\]`},
+	"hubURL":      {isHubURL, "is no address of a hub", "https://name or https://name:port, nothing after it", `^https://[^/?#@]+$`},
+	"mirror":      {isMirror, "is no address of a mirror", "https://…, s3://… or oci://…", `^(https|s3|oci)://.+`},
+	"host":        {isHost, "is no host", "a name or an address", ""},
+	"hostPort":    {isHostPort, "is no host with a port", "such as hub.example.com:443", `:[0-9]+$`},
+	"proxy":       {isProxy, "is no address of a proxy", "http://name:port, nothing after it", `^http://[^/?#@]+$`},
+	"port":        byPattern(`^(\*|([0-9a-f]{2}:){5}[0-9a-f]{2}|[A-Za-z0-9][A-Za-z0-9_.-]{0,62})$`, "is no network port", "a hardware address such as 52:54:00:12:34:56 in lower case, the name of a driver or a port, or *"),
+	"hostAddress": {isHostAddress, "is no address with the length of its network", "such as 192.168.1.10/24", `^[0-9.]+/[0-9]+$`},
+	"selector":    {isSelector, "selects no sites", "a folder under sites/ such as de, or a label such as country=de", `^[a-z0-9].*$`},
+	"base64":      {isBase64, "is no base64", "standard base64 with padding", `^[A-Za-z0-9+/]*={0,2}$`},
+	"recipient":   {isRecipient, "is no age recipient", "a word that begins with age1, as age-keygen prints it (its checksum must hold)", `^age1[a-z0-9]+$`},
 	"sshKey": {isSSHKey, "is no key that may sign", "a line as in an OpenSSH .pub file: ssh-ed25519, ecdsa-sha2-nistp256 or their sk- forms; RSA and certificates are refused",
 		`^(ssh-ed25519|ecdsa-sha2-nistp256|sk-ssh-ed25519@openssh\.com|sk-ecdsa-sha2-nistp256@openssh\.com) `},
 }
@@ -102,6 +107,21 @@ func isPort(s string) bool {
 func isMirror(s string) bool {
 	u, err := url.Parse(s)
 	return err == nil && (u.Scheme == "https" || u.Scheme == "s3" || u.Scheme == "oci") && u.Host != "" && u.User == nil && u.Fragment == ""
+}
+
+func isHostPort(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	return err == nil && isHost(host) && port != "" && isPort(port)
+}
+
+func isProxy(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "http" && isHost(u.Hostname()) && isPort(u.Port()) && s == "http://"+u.Host
+}
+
+func isHostAddress(s string) bool {
+	p, err := netip.ParsePrefix(s)
+	return err == nil && p.Addr().Is4() && p.Bits() >= 8 && (p.Bits() == 32 || p.Bits() == 31 || usable(p.Masked(), p.Addr()))
 }
 
 var domainRE = regexp.MustCompile(domainPattern)

@@ -168,6 +168,52 @@ type MachineClass struct {
 	StateSize Quantity `yaml:"stateSize" min:"268435456"`
 	// Size of DATA, where app images and volumes live. Default 16Gi; on metal all that is left when it is 0.
 	DataSize Quantity `yaml:"dataSize" min:"0"`
+	// The network ports that it uses, and VLANs on them. DHCP on every port when there is none. Hosted machines have what their host gives them.
+	Interfaces []Interface `yaml:"interfaces" key:"name"`
+	// The CONNECT proxy on the way to the hub, such as http://proxy.example.com:3128.
+	Proxy string `yaml:"proxy" is:"proxy"`
+}
+
+// Interface is a network port of a machine, or a VLAN on one.
+type Interface struct {
+	// What other interfaces and reports call it.
+	Name string `yaml:"name" is:"required label"`
+	// Which port: its hardware address (52:54:00:12:34:56), the name of its driver (virtio_net) or of the kernel for it (eth0),
+	// or * for all that no other interface takes. The kernel's name is the interface's own when left out; a VLAN has none.
+	Match string `yaml:"match" is:"port"`
+	// Ask for an address. Without addresses and without DHCP the port is only switched on, for VLANs.
+	DHCP bool `yaml:"dhcp"`
+	// Fixed addresses with the length of their network, such as 192.168.1.10/24.
+	Addresses []string `yaml:"addresses" is:"hostAddress"`
+	// The default route, through one of the networks of addresses.
+	Gateway netip.Addr `yaml:"gateway"`
+	// The VLAN that it is.
+	VLAN VLAN `yaml:"vlan"`
+	// The largest packet; what the site's network says, or the device, when left out.
+	MTU int `yaml:"mtu" min:"1280" max:"9216"`
+}
+
+// VLAN is a tagged network on another interface.
+type VLAN struct {
+	// Its number; 0 for none.
+	ID int `yaml:"id" min:"0" max:"4094"`
+	// The name of the interface that carries it.
+	Of string `yaml:"of" is:"label"`
+}
+
+// NetworkSpec is the spec of network.yaml, which lies on a stick or on the boot partition: how a machine
+// reaches its hub before a release says so. It is not signed: it can misroute, not misrule.
+type NetworkSpec struct {
+	// The network ports that it uses, and VLANs on them. DHCP on every port when there is none.
+	Interfaces []Interface `yaml:"interfaces" key:"name"`
+	// The CONNECT proxy on the way to the hub, such as http://proxy.example.com:3128.
+	Proxy string `yaml:"proxy" is:"proxy"`
+	// Name servers; what DHCP says when left out.
+	DNS []netip.Addr `yaml:"dns"`
+	// Time servers; what DHCP says when left out.
+	NTP []string `yaml:"ntp" is:"host"`
+	// Where the hubs really are, host:port, in place of what their URLs say.
+	Hubs []string `yaml:"hubs" is:"hostPort"`
 }
 
 // ClassSpec is the spec of classes/GROUP/NAME.yaml, a layer that sites list.

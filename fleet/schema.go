@@ -21,6 +21,7 @@ var kinds = map[string]reflect.Type{
 	"ImagesLock": reflect.TypeFor[ImagesLockSpec](),
 	"Site":       reflect.TypeFor[SiteSpec](),
 	"Machines":   reflect.TypeFor[MachinesSpec](),
+	"Network":    reflect.TypeFor[NetworkSpec](),
 }
 
 func specNames(kind string) []string { return planOf(kinds[kind]).names }

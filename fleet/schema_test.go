@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -84,6 +85,7 @@ func TestSchemasTakeGoodDocuments(t *testing.T) {
 		t.Fatal(err)
 	}
 	trees["example"] = fleetgen.FS(files)
+	trees["network"] = os.DirFS("testdata/network")
 	seen := map[string]bool{}
 	for where, tree := range trees {
 		err := fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {

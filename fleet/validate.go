@@ -205,6 +205,7 @@ func (l *loader) validateSite(s *Site, faults *Faults) {
 	r, missing := f.resolve(s, merged, &found)
 	*faults = append(*faults, missing...)
 	checkNetwork(s, merged, r, faults)
+	checkPorts(s, merged, r, faults)
 	f.checkBoxes(s, r, faults)
 	f.checkMachines(s, r, faults)
 }

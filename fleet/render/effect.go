@@ -3,6 +3,7 @@ package render
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"reflect"
 
 	"github.com/holdfast-edge/holdfast/fleet"
 )
@@ -70,7 +71,7 @@ func settings(r *fleet.Resolved) []byte {
 	n, k := r.Network, r.Kubernetes
 	machines := map[string]any{} // those that differ from the rest of the site
 	for _, m := range r.Machines {
-		if c := r.ClassOf(m.Name); c != r.Class {
+		if c := r.ClassOf(m.Name); !reflect.DeepEqual(c, r.Class) {
 			machines[m.Name] = class(c)
 		}
 	}
@@ -87,8 +88,21 @@ func settings(r *fleet.Resolved) []byte {
 }
 
 func class(m fleet.MachineClass) map[string]any {
-	return map[string]any{
+	out := map[string]any{
 		"architecture": m.Architecture, "dataSize": int64(m.DataSize), "protection": m.Protection,
 		"secretsUnprotected": m.SecretsUnprotected, "stateSize": int64(m.StateSize),
 	}
+	// What came later is there only where somebody says it, so that older fleets keep their effects.
+	if m.Proxy != "" {
+		out["proxy"] = m.Proxy
+	}
+	if len(m.Interfaces) > 0 {
+		ports := make([]any, len(m.Interfaces))
+		for i, p := range m.Interfaces {
+			ports[i] = map[string]any{"name": p.Name, "match": p.Match, "dhcp": p.DHCP, "addresses": list(p.Addresses), "gateway": p.Gateway,
+				"vlan": map[string]any{"id": p.VLAN.ID, "of": p.VLAN.Of}, "mtu": p.MTU}
+		}
+		out["interfaces"] = ports
+	}
+	return out
 }
