@@ -4,5 +4,7 @@
 // process that stays in the host's namespace. Nothing is named or mounted anywhere, and the host's own network is not touched: the world lives by its
 // descriptor and goes away with the last process that holds it. Other processes get it by inheriting File, and Open.
 //
+// Virtual machines plug into a LAN by Tap and get their address by ServeDHCP.
+//
 // It leaves out bad networks (delay, loss), name service and the way out to the real internet. Linux only; needs root.
 package world
