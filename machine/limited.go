@@ -42,7 +42,10 @@ const unlockTime = 2 * time.Minute
 // It returns nil when Unlock has opened the disk: then the machine is to Run. It
 // returns ctx's error when ctx ends first.
 func Limited(ctx context.Context, config Config, limits Limits) error {
-	m := newMachine(config)
+	return newMachine(config).limited(ctx, limits)
+}
+
+func (m *Machine) limited(ctx context.Context, limits Limits) error {
 	m.limits = &limits
 	m.opened = make(chan struct{})
 	work, cancel := context.WithCancel(ctx)
