@@ -330,15 +330,19 @@ func (m *Machine) bootProcesses(ctx context.Context) error {
 		supervisor: supervise.New(supervise.Config{CrashLoop: supervise.CrashLoop{Exits: 2, Window: 10 * time.Minute}, LogDir: filepath.Join(m.config.DataDir, "log/machined"), Log: m.log, OnExit: m.onExit}),
 		log:        m.log,
 	}
-	processes, stop := context.WithCancel(ctx)
-	m.stopping.processes = stop
-	m.group.Go(func() error {
-		defer close(m.stopping.processesGone)
-		return m.cluster.supervisor.Run(processes)
-	})
+	m.runProcesses(ctx)
 	m.group.Go(func() error { m.cluster.renewals(ctx); return nil })
 	m.group.Go(func() error { m.watchDisks(ctx); return nil })
 	return nil
+}
+
+// runProcesses keeps the processes running until ctx ends or the machine stops.
+func (m *Machine) runProcesses(ctx context.Context) {
+	ctx, m.stopping.processes = context.WithCancel(ctx)
+	m.group.Go(func() error {
+		defer close(m.stopping.processesGone)
+		return m.cluster.supervisor.Run(ctx)
+	})
 }
 
 func (m *Machine) onExit(name string, e supervise.Exit) {

@@ -224,6 +224,7 @@ func (s *Supervisor) announce(e event) {
 
 func (s *Supervisor) announceExit(e evExited, now []Status) {
 	exit := e.exit
+	exit.Expected = true // who is not in the set any more was asked to go
 	if i := slices.IndexFunc(now, func(x Status) bool { return x.Name == e.name }); i >= 0 && now[i].LastExit != nil {
 		exit = *now[i].LastExit
 		if !exit.Expected {
