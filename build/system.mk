@@ -30,6 +30,10 @@ PAUSE_REF := holdfast.dev/pause:1
 .PHONY: system system-next test-dialect ctr
 system: $(SYSTEM)/kube $(SYSTEM)/containerd $(SYSTEM)/runc $(SYSTEM)/cni/ptp $(SYSTEM)/coredns $(SYSTEM)/pause.tar ## bin/system: Kubernetes, containerd, runc, CNI, CoreDNS, pause (cold: up to 20 minutes; warm: seconds)
 
+test-dialect: root system system-next ## the trial of the next minor of Kubernetes, forced back at every stage (warm: 2 minutes; needs root)
+	@$(STEP) "tests of the Kubernetes module with the next minor's etcd" sh -c 'cd kubernetes && CGO_ENABLED=0 go test -modfile=next.mod -vet=off -trimpath -count 1 ./store'
+	@$(STEP) "tests of the trial" go test -tags dialect -count 1 -timeout 14m -run TestDialect ./kube/bringup
+
 system-next: bin/system-next/kube ## bin/system-next/kube: the next minor of Kubernetes from the same source, for test-dialect (cold: 15 minutes; warm: under one)
 
 bin/system-next/kube: $(wildcard kubernetes/*.go kubernetes/*/*.go kubernetes/next.*)

@@ -34,7 +34,7 @@ func runControlPlane(ctx context.Context, file string, ready *readiness, tell *t
 	if err != nil {
 		return err
 	}
-	c.Etcd.Speak = d.etcd
+	c.Etcd.Speak = d.Etcd
 	startMemory(c.Memory)
 	member, err := store.Start(ctx, c.Etcd, os.Exit)
 	if err != nil {
@@ -47,7 +47,7 @@ func runControlPlane(ctx context.Context, file string, ready *readiness, tell *t
 
 	var server atomic.Pointer[genericapiserver.GenericAPIServer]
 	api := start("API server", func(ctx context.Context) error {
-		return runAPIServer(ctx, d.arguments(c.APIServer), c.Bootstrap, server.Store)
+		return runAPIServer(ctx, d.Arguments(c.APIServer), c.Bootstrap, server.Store)
 	})
 	defer api.stop(stopLimit)
 	if err := wait(ctx, api, member, func(ctx context.Context) error { return waitReady(ctx, c.Probe) }); err != nil {
@@ -61,7 +61,7 @@ func runControlPlane(ctx context.Context, file string, ready *readiness, tell *t
 
 	stages := []*stage{api}
 	if len(c.ControllerManager) > 0 {
-		s := startControllers(d.arguments(c.ControllerManager), c.Scheduler)
+		s := startControllers(d.Arguments(c.ControllerManager), c.Scheduler)
 		defer stopAll(s)
 		stages = append(stages, s...)
 	}
@@ -87,7 +87,7 @@ func runControllers(ctx context.Context, file string, ready *readiness, _ *telle
 	if err != nil {
 		return err
 	}
-	manager := d.arguments(c.ControllerManager)
+	manager := d.Arguments(c.ControllerManager)
 	startMemory(c.Memory)
 	if err := setGlobals(manager); err != nil {
 		return err

@@ -9,61 +9,15 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/version"
 	component "k8s.io/component-base/version"
 
+	"github.com/holdfast-edge/holdfast/kubernetes/dialect"
 	"github.com/holdfast-edge/holdfast/kubernetes/store"
 )
 
-// etcdOf is the minor of etcd that our builds of a minor of Kubernetes carry.
-var etcdOf = map[string]string{"1.35": "3.6", "1.36": "3.6", "1.37": "3.7"}
-
-// A dialect is what a control plane writes: its own, or, while a new program is
-// on trial, that of the minor before, so that the old program can come back to
-// the data at any instant.
-type dialect struct {
-	own     string // minor of this program, such as "1.37"
-	emulate string // the minor before, while held; else ""
-	etcd    string // minor of etcd to speak; "" is its own
-}
-
-// dialectOf is what a configuration's hold asks of this program.
-func dialectOf(hold, program, etcd string) (d dialect, err error) {
-	v, err := version.ParseSemantic(program)
-	if err != nil {
-		return d, fmt.Errorf("version of this program: %w", err)
-	}
-	d.own = fmt.Sprintf("%d.%d", v.Major(), v.Minor())
-	if hold == "" || hold == d.own {
-		return d, nil
-	}
-	if before := fmt.Sprintf("%d.%d", v.Major(), v.Minor()-1); hold != before {
-		return d, fmt.Errorf("hold: Kubernetes %s can be held at %s, not at %s: minors are taken one at a time", d.own, before, hold)
-	}
-	was, ok := etcdOf[hold]
-	if !ok {
-		return d, fmt.Errorf("hold: this program does not know which etcd Kubernetes %s had", hold)
-	}
-	d.emulate = hold
-	if was != etcd {
-		d.etcd = was
-	}
-	return d, nil
-}
-
-// heldAt is dialectOf for the running program.
-func heldAt(hold string) (dialect, error) {
-	return dialectOf(hold, component.Get().GitVersion, store.Minor())
-}
-
-// arguments are args of the API server or the controller manager in this dialect.
-// The oldest program that must be able to read what is stored is upstream's
-// default, the minor before the emulated one.
-func (d dialect) arguments(args []string) []string {
-	if d.emulate == "" {
-		return args
-	}
-	return append([]string{"--emulated-version=" + d.emulate}, args...)
+// heldAt is what a configuration's hold asks of this program.
+func heldAt(hold string) (dialect.Dialect, error) {
+	return dialect.Of(hold, component.Get().GitVersion, store.Minor())
 }
 
 // status is the file by which the caller judges a trial. Package kube of the main
@@ -103,15 +57,12 @@ func (t *teller) clear() {
 
 // follow tells what changes until ctx ends: versions rise soon after a start, or
 // when the last member of a site has been lifted.
-func (t *teller) follow(ctx context.Context, d dialect, m *store.Member) {
+func (t *teller) follow(ctx context.Context, d dialect.Dialect, m *store.Member) {
 	began := time.Now()
 	for {
 		v := m.Versions()
 		t.tell(func(s *status) {
-			s.Program, s.Speaks, s.Held = component.Get().GitVersion, d.own, d.emulate != ""
-			if s.Held {
-				s.Speaks = d.emulate
-			}
+			s.Program, s.Speaks, s.Held = component.Get().GitVersion, d.Speaks(), d.Emulate != ""
 			s.Etcd, s.EtcdSpeaks, s.ClusterVersion, s.StorageVersion, s.Downgrade = v.Program, v.Speaks, v.Cluster, v.Storage, v.Downgrade
 		})
 		pause := 10 * time.Second

@@ -26,46 +26,6 @@ import (
 	"github.com/holdfast-edge/holdfast/kube"
 )
 
-const app = `apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: default}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      containers:
-      - name: web
-        image: holdfast.dev/web:1
-        imagePullPolicy: Always
-        ports: [{containerPort: 8080}]
-        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
-        resources: {limits: {memory: 64Mi}}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: default}
-spec:
-  type: NodePort
-  clusterIP: 10.215.0.83
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: door, labels: {pod-security.kubernetes.io/enforce: privileged}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: door, namespace: door}
-spec:
-  containers:
-  - name: web
-    image: holdfast.dev/web:1
-    ports: [{containerPort: 8080, hostPort: 8088}]
-`
-
 const crd = `apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: tills.shop.example.com}

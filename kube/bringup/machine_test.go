@@ -1,4 +1,4 @@
-//go:build system && linux
+//go:build (system || dialect) && linux
 
 // Package bringup_test starts a machine's Kubernetes for real, from a plan of
 // package kube and the keys of machine/pki, in namespaces of its own. It needs
@@ -50,6 +50,46 @@ const (
 	lanOwn   = "172.30.0.2/24"
 	lanOther = "172.30.0.1/24"
 )
+
+const app = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: default}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: web
+        image: holdfast.dev/web:1
+        imagePullPolicy: Always
+        ports: [{containerPort: 8080}]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+        resources: {limits: {memory: 64Mi}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  type: NodePort
+  clusterIP: 10.215.0.83
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: door, labels: {pod-security.kubernetes.io/enforce: privileged}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: door, namespace: door}
+spec:
+  containers:
+  - name: web
+    image: holdfast.dev/web:1
+    ports: [{containerPort: 8080, hostPort: 8088}]
+`
 
 // TestMain runs the tests inside namespaces: this program starts itself again
 // there, as process 1, so that killing it leaves nothing.

@@ -118,6 +118,9 @@ type Etcd struct {
 	ElectionMillis  uint `json:"electionMillis,omitempty"`
 	// QuotaBytes defaults to 512 MiB.
 	QuotaBytes int64 `json:"quotaBytes,omitempty"`
+	// SnapshotEntries is how many entries of the log there are from one snapshot to
+	// the next; 0 is upstream's 10 000.
+	SnapshotEntries uint64 `json:"snapshotEntries,omitempty"`
 	// CheckAtStart compares this member's data with the others' before it serves.
 	CheckAtStart bool `json:"checkAtStart,omitempty"`
 	// Speak is the minor of etcd that the member calls itself, such as "3.6": its

@@ -121,6 +121,9 @@ func embedded(c config.Etcd, exit func(int)) (*embed.Config, error) {
 	cfg.TickMs = uint(c.Heartbeat() / time.Millisecond)
 	cfg.ElectionMs = uint(c.Election() / time.Millisecond)
 	cfg.QuotaBackendBytes = c.Quota()
+	if c.SnapshotEntries > 0 {
+		cfg.SnapshotCount = c.SnapshotEntries
+	}
 	// The API server asks for progress where it needs it, and compacts.
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic
 	cfg.AutoCompactionRetention = "0"
