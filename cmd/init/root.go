@@ -3,13 +3,16 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf16"
 
 	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/gpt"
 	"github.com/holdfast-edge/holdfast/osimage/verity"
 )
 
@@ -46,6 +49,9 @@ func (b *boot) find() error {
 		parts, err := partitions("/sys/class/block")
 		if err != nil {
 			return err
+		}
+		if esp != "" {
+			identify(parts, "/sys/class/block", "/dev")
 		}
 		found, err := choose(parts, esp, b.matches)
 		if err == nil {
@@ -149,6 +155,44 @@ func partitions(dir string) ([]partition, error) {
 		})
 	}
 	return list, nil
+}
+
+// identify fills in the IDs that the kernel does not tell (before 6.13 it tells
+// none) from the partition tables. A disk that cannot be read keeps none.
+func identify(parts []partition, dir, dev string) {
+	tables := map[string]*gpt.Table{}
+	for i, p := range parts {
+		if p.id != "" {
+			continue
+		}
+		t, tried := tables[p.disk]
+		if !tried {
+			t = table(filepath.Join(dev, p.disk))
+			tables[p.disk] = t
+		}
+		text, err := os.ReadFile(filepath.Join(dir, p.device, "partition"))
+		n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		if t != nil && err == nil && n >= 1 && n <= len(t.Partitions) {
+			parts[i].id = t.Partitions[n-1].ID.String()
+		}
+	}
+}
+
+func table(path string) *gpt.Table {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil
+	}
+	t, err := gpt.Read(f, size)
+	if err != nil {
+		return nil
+	}
+	return t
 }
 
 func describe(parts []partition) string {

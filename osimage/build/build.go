@@ -122,12 +122,11 @@ func (b *builder) root(ctx context.Context) error {
 		return err
 	}
 	b.tree, b.packs = t, append(b.packs, packs...)
-	early, load, have := b.o.Profile.lists()
-	index, err := b.k.set.Pick(load, have)
+	index, err := b.k.set.Pick(b.o.Profile.root())
 	if err != nil {
 		return err
 	}
-	if b.initrd, err = b.k.set.Pick(early, nil); err != nil {
+	if b.initrd, err = b.k.set.Pick(b.o.Profile.initramfs()); err != nil {
 		return err
 	}
 	from := "debian:" + b.packs[0].Name + " " + b.packs[0].Version
@@ -191,7 +190,7 @@ func (b *builder) initramfs() ([]byte, error) {
 	}
 	entries = append(entries, cpio.Entry{Name: "dev/console", Mode: cpio.Char | 0o600, Major: 5, Minor: 1})
 	t := newTree()
-	if err := addModules(t, "modules", b.k, slim(b.initrd), ""); err != nil {
+	if err := addModules(t, "modules", b.k, b.initrd, ""); err != nil {
 		return nil, err
 	}
 	for _, e := range t.sorted() {
@@ -206,15 +205,6 @@ func (b *builder) initramfs() ([]byte, error) {
 		return nil, err
 	}
 	return cpio.Compress(archive)
-}
-
-// slim is the index without what the initramfs does not ask for: it loads its list by name.
-func slim(x *kmod.Index) *kmod.Index {
-	small := &kmod.Index{Kernel: x.Kernel, Load: x.Load, Modules: map[string]kmod.Module{}}
-	for name, m := range x.Modules {
-		small.Modules[name] = kmod.Module{File: m.File, Deps: m.Deps}
-	}
-	return small
 }
 
 // boot reads the boot loader and the stub.

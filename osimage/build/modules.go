@@ -26,15 +26,16 @@ import (
 // What a machine's hardware asks for by alias, beyond these lists, is loaded if
 // it is there, and what is there is what is named here or in a profile.
 var (
-	// stage1 finds and opens the root: disks, the hash tree, the variables that
-	// tell which disk the firmware started.
-	stage1 = []string{
-		"virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci?",
-		"erofs", "sha256_ssse3?", "sha2-ce?", "sha256-arm64?", "dm_verity",
-		"efivarfs",
+	// stage1 opens the root, and tells which disk the firmware started.
+	stage1 = []string{"virtio_blk", "erofs", "sha256_ssse3?", "sha2-ce?", "sha256-arm64?", "dm_verity", "efivarfs"}
+	// controllers are what the root's disk may hang on, and watchdogs: loaded in
+	// stage 1 by the hardware that is there.
+	controllers = []string{"virtio_scsi", "sd_mod", "nvme", "ahci", "virtio_mmio?", "i6300esb?"}
+	// controllersBare are those of bare machines, sticks included.
+	controllersBare = []string{
+		"xhci_pci", "xhci_plat_hcd?", "ehci_pci?", "usb_storage", "uas", "mmc_block", "sdhci_pci", "sdhci_acpi?", "vmd?", "iTCO_wdt?", "sp5100_tco?",
+		"sdhci_iproc?", "dw_mmc_rockchip?", "phy_rockchip_naneng_combphy?", "pcie_brcmstb?",
 	}
-	// stage1Generic are the controllers of bare machines, sticks included.
-	stage1Generic = []string{"xhci_pci", "xhci_plat_hcd?", "ehci_pci?", "usb_storage", "uas", "mmc_block", "sdhci_pci", "sdhci_acpi?", "vmd?"}
 
 	// onRoot is loaded when the root is there: Kubernetes' network loads slowly
 	// one by one (OS.md: the kernel replays a whole nft batch for each missing
@@ -65,24 +66,30 @@ var (
 	// boards, watchdogs, sensors, keyboards that nobody reads.
 	bare = []string{
 		"e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "r8169", "realtek", "tg3", "bnxt_en", "atlantic", "mlx5_core", "mlx4_en", "alx?", "sky2?", "forcedeth?", "r8152", "ax88179_178a", "cdc_ether", "asix", "smsc95xx", "lan78xx?",
-		"iTCO_wdt?", "sp5100_tco?", "ipmi_si?", "ipmi_devintf?", "ipmi_watchdog?", "softdog", "wdat_wdt?", "sp805_wdt?", "sbsa_gwdt?",
+		"ipmi_si?", "ipmi_devintf?", "ipmi_watchdog?", "softdog", "wdat_wdt?", "sp805_wdt?", "sbsa_gwdt?",
 		"coretemp?", "k10temp?", "intel_rapl_msr?", "acpi_cpufreq?", "processor_thermal_device_pci?", "rtc_efi?",
 		"megaraid_sas", "mpt3sas", "hpsa", "aacraid", "smartpqi",
 		"bcmgenet?", "genet?", "stmmac_platform?", "dwmac_rk?", "macb?", "mvneta?", "mvpp2?", "fsl_dpaa2_eth?", "hns3?", "thunder_nic?",
-		"sdhci_iproc?", "bcm2835_wdt?", "dw_mmc_rockchip?", "phy_rockchip_naneng_combphy?", "pcie_brcmstb?",
+		"bcm2835_wdt?",
 	}
 )
 
-// lists are the modules of a profile: for the initramfs, to load on the root, and to have there.
-func (p Profile) lists() (initramfs, load, have []string) {
-	initramfs = slices.Clone(stage1)
-	load = slices.Concat(onRoot, p.Drivers)
-	have = slices.Clone(atHand)
+// initramfs lists the modules of stage 1: to load, and to have there for hardware.
+func (p Profile) initramfs() (load, have []string) {
 	if p.Flavour == Generic {
-		initramfs = slices.Concat(initramfs, stage1Generic)
+		return stage1, slices.Concat(controllers, controllersBare)
+	}
+	return stage1, controllers
+}
+
+// root lists the modules of the root likewise.
+func (p Profile) root() (load, have []string) {
+	_, disks := p.initramfs()
+	have = slices.Concat(stage1, disks, atHand)
+	if p.Flavour == Generic {
 		have = slices.Concat(have, bare)
 	}
-	return initramfs, load, slices.Concat(initramfs, have)
+	return slices.Concat(onRoot, p.Drivers), have
 }
 
 // kernel is what is taken from a kernel's package.

@@ -197,7 +197,7 @@ func (o *Options) cmdline(v osimage.Verity) string {
 	}
 	args = append(args,
 		"quiet",
-		"gpt", // the backup of a partition table, after a power cut in the midst of writing one
+		"gpt",                   // the backup of a partition table, after a power cut in the midst of writing one
 		"panic=1", "oops=panic", // a machine that nobody visits starts again, and falls back if that is no use
 		"lockdown=integrity", "module.sig_enforce=1", "debugfs=off",
 		"init_on_alloc=1", "slab_nomerge", "page_alloc.shuffle=1", "randomize_kstack_offset=on",
