@@ -44,6 +44,20 @@ func Check(ctx context.Context, w Want) *Report {
 		modules: "/lib/modules/" + release, release: release, root: os.Geteuid() == 0}
 	c.rights()
 	c.kernel()
+	if c.want.Virtual {
+		c.network()
+		c.virtual(ctx)
+	} else {
+		c.hosted(ctx)
+	}
+	c.memory()
+	c.disk()
+	c.ports(c.want.Ports)
+	return c.Report
+}
+
+// hosted looks at what hosted machines share with this computer.
+func (c *checker) hosted(ctx context.Context) {
 	c.namespaces(ctx)
 	c.cgroups()
 	c.tools(ctx)
@@ -52,10 +66,6 @@ func Check(ctx context.Context, w Want) *Report {
 	c.packetFilter(ctx)
 	c.inotify()
 	c.pids()
-	c.memory()
-	c.disk()
-	c.ports(c.want.Ports)
-	return c.Report
 }
 
 const asRoot = "run the same command with sudo"

@@ -65,6 +65,23 @@ func TestThisHost(t *testing.T) {
 	t.Logf("\n%s", r)
 }
 
+func TestVirtualMachines(t *testing.T) {
+	r := Check(t.Context(), Want{Virtual: true, Dir: t.TempDir()})
+	if !r.OK() {
+		t.Errorf("this host does not do:\n%s", r)
+	}
+	old := t.TempDir() // before the real one on the path
+	if err := os.WriteFile(filepath.Join(old, QEMU), []byte("#!/bin/sh\necho QEMU emulator version 7.2.22\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", old+":"+os.Getenv("PATH"))
+	r = Check(t.Context(), Want{Virtual: true, Dir: t.TempDir()})
+	failed := r.Failed()
+	if len(failed) != 1 || failed[0].Name != "qemu" || !strings.Contains(failed[0].Found, "7.2") || !strings.Contains(failed[0].Fix, "backports") {
+		t.Errorf("with QEMU 7.2:\n%s", r)
+	}
+}
+
 func TestWithoutRoot(t *testing.T) {
 	exe, err := os.ReadFile("/proc/self/exe")
 	if err != nil {

@@ -12,6 +12,7 @@ type Want struct {
 	Machines int      // how many; default 1
 	Dir      string   // where machines will live; default the working directory
 	Ports    []string // host:port that must be free for the hub
+	Virtual  bool     // virtual machines, not hosted ones
 	Memory   int64    // bytes per machine; default 640 MiB
 	Disk     int64    // bytes that a machine really fills; default 2 GiB
 }

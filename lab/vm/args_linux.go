@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/holdfast-edge/holdfast/internal/preflight"
 )
 
 // arguments collects QEMU's command line and the descriptors that it inherits.
@@ -36,7 +38,7 @@ func (s Spec) describe(vars, serial string, f wires) *arguments {
 	a.add("-name", quoted(s.Name)+",process=holdfast-vm", "-no-user-config", "-nodefaults")
 	if s.Kernel == nil {
 		machine += ",pflash0=code,pflash1=vars"
-		a.node(map[string]any{"driver": "file", "node-name": "code", "filename": FirmwareCode, "read-only": true})
+		a.node(map[string]any{"driver": "file", "node-name": "code", "filename": preflight.FirmwareCode, "read-only": true})
 		a.node(map[string]any{"driver": "file", "node-name": "vars", "filename": vars})
 		a.add("-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
 	} else {

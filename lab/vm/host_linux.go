@@ -8,54 +8,28 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"regexp"
-	"strconv"
+
+	"github.com/holdfast-edge/holdfast/internal/preflight"
 )
 
-// QEMULeast is the oldest major version of QEMU that is good enough: 7.2 computes
-// wrong flags without KVM, on which guests crash at random.
-const QEMULeast = 9
-
-// The programs and firmware that machines are made of, in Debian's packages
-// qemu-system-x86, swtpm and ovmf.
-const (
-	QEMU         = "qemu-system-x86_64"
-	SWTPM        = "swtpm"
-	FirmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
-	FirmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-)
-
-var versionOf = regexp.MustCompile(`version (\d+)\.(\d+)`)
-
-// QEMUVersion asks the QEMU of this computer for its version, such as 10.0.
-func QEMUVersion(ctx context.Context) (major int, text string, err error) {
-	out, err := exec.CommandContext(ctx, QEMU, "--version").Output()
-	if err != nil {
-		return 0, "", fmt.Errorf("ask %s for its version: %w", QEMU, err)
-	}
-	m := versionOf.FindSubmatch(out)
-	if m == nil {
-		return 0, "", fmt.Errorf("%s does not tell its version: %q", QEMU, out)
-	}
-	major, err = strconv.Atoi(string(m[1]))
-	return major, string(m[1]) + "." + string(m[2]), err
-}
+// SWTPM is the program that is a machine's TPM.
+const SWTPM = "swtpm"
 
 // ready tells what this computer lacks for s.
 func ready(ctx context.Context, s Spec) error {
-	major, text, err := QEMUVersion(ctx)
+	major, text, err := preflight.QEMUVersion(ctx)
 	if err != nil {
 		return err
 	}
 	var faults []error
-	if major < QEMULeast {
-		faults = append(faults, fmt.Errorf("QEMU %s is too old: guests crash in it at random; %d or newer is needed", text, QEMULeast))
+	if major < preflight.QEMULeast {
+		faults = append(faults, fmt.Errorf("QEMU %s is too old: guests crash in it at random; %d or newer is needed", text, preflight.QEMULeast))
 	}
 	if _, err := exec.LookPath(SWTPM); err != nil && s.TPM != "" {
 		faults = append(faults, err)
 	}
 	if s.Kernel == nil {
-		for _, file := range []string{FirmwareCode, FirmwareVars} {
+		for _, file := range []string{preflight.FirmwareCode, preflight.FirmwareVars} {
 			if _, err := os.Stat(file); err != nil {
 				faults = append(faults, err)
 			}

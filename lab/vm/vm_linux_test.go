@@ -219,3 +219,17 @@ func TestMachine(t *testing.T) {
 	}
 	t.Logf("all after %v", time.Since(began))
 }
+
+// TestProbe: the verdict says how this computer is, and is not found twice.
+func TestProbe(t *testing.T) {
+	kernel, keep := small(t), filepath.Join(t.TempDir(), "new", "kvm.json")
+	began := time.Now()
+	accel, why, err := BestAccel(t.Context(), kernel.File, keep)
+	if err != nil || accel != TCG && accel != KVM || (accel == TCG) != (why != "") {
+		t.Fatalf("%q, %q, %v", accel, why, err)
+	}
+	t.Logf("%s after %v: %s", accel, time.Since(began), why)
+	if again, reason, err := BestAccel(t.Context(), "/nowhere", keep); again != accel || reason != why || err != nil {
+		t.Errorf("the second time %q, %q, %v", again, reason, err)
+	}
+}
