@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		err := Run(ctx, os.Stdin, os.Stdout, os.Stderr, os.Args[1:])
 		Print(os.Stderr, err)
 		os.Exit(Code(err))
-	}})
+	}, "limited": limitedMain})
 }
 
 func TestStories(t *testing.T) {
@@ -64,7 +64,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": cmdCode, "json": cmdJSON, "await": cmdAwait, "forge": cmdForge, "resign": cmdResign,
-			"replace": cmdReplace, "lines": cmdLines, "keygen": cmdKeygen, "crlf": cmdCRLF,
+			"replace": cmdReplace, "lines": cmdLines, "setcode": cmdSetCode, "waitlocked": cmdWaitLocked, "keygen": cmdKeygen, "crlf": cmdCRLF,
 		},
 	})
 }

@@ -78,15 +78,9 @@ func (e *env) openHubKey(ctx context.Context, recovery, which string) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	if recovery == "" {
-		if r, err := e.repo(ctx); err == nil {
-			if recovery, err = r.Config(ctx, recoverySetting); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if recovery == "" {
-		return nil, &Error{Err: errors.New("no recovery key is named, and this clone knows of none"), Hint: "holdfast hub key --recovery FILE, with the file that holdfast init made", Code: CodeUsage}
+	identities, err := e.recoveryKey(ctx, recovery)
+	if err != nil {
+		return nil, err
 	}
 	data, err := os.ReadFile(filepath.Join(dir, "trust.yaml"))
 	if err != nil {
@@ -96,18 +90,20 @@ func (e *env) openHubKey(ctx context.Context, recovery, which string) ([]byte, e
 	if err != nil {
 		return nil, coded(CodeFaults, err)
 	}
-	return decryptHubKey(dir, which, recovery, trust)
+	return decryptHubKey(dir, which, identities, trust)
 }
 
-// decryptHubKey opens a hub key and sees that trust.yaml pins it.
-func decryptHubKey(dir, which, recovery string, trust *fleet.Trust) ([]byte, error) {
-	name := hubKeyFile(which)
-	sealed, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, hint(fmt.Errorf("the fleet repo has no %s", name), "hub keys are made by holdfast init; a new one is a key file that trust.yaml pins")
+// recoveryKey reads the fleet's recovery key; "" is where init put it.
+func (e *env) recoveryKey(ctx context.Context, recovery string) ([]age.Identity, error) {
+	if recovery == "" {
+		if r, err := e.repo(ctx); err == nil {
+			if recovery, err = r.Config(ctx, recoverySetting); err != nil {
+				return nil, err
+			}
+		}
 	}
-	if err != nil {
-		return nil, err
+	if recovery == "" {
+		return nil, &Error{Err: errors.New("no recovery key is named, and this clone knows of none"), Hint: "name it with --recovery FILE: the file recovery.age that holdfast init made", Code: CodeUsage}
 	}
 	file, err := os.Open(recovery)
 	if err != nil {
@@ -117,6 +113,19 @@ func decryptHubKey(dir, which, recovery string, trust *fleet.Trust) ([]byte, err
 	identities, err := age.ParseIdentities(file)
 	if err != nil {
 		return nil, hint(fmt.Errorf("read the recovery key %s: %w", recovery, err), "it is the file with a line AGE-SECRET-KEY-1…")
+	}
+	return identities, nil
+}
+
+// decryptHubKey opens a hub key and sees that trust.yaml pins it.
+func decryptHubKey(dir, which string, identities []age.Identity, trust *fleet.Trust) ([]byte, error) {
+	name := hubKeyFile(which)
+	sealed, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hint(fmt.Errorf("the fleet repo has no %s", name), "hub keys are made by holdfast init; a new one is a key file that trust.yaml pins")
+	}
+	if err != nil {
+		return nil, err
 	}
 	plain, err := age.Decrypt(armor.NewReader(bytes.NewReader(sealed)), identities...)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/faults"
 )
 
 func (e *env) status() *cobra.Command {
@@ -128,8 +130,15 @@ func selected(sites []wire.SiteStatus, only []string) []wire.SiteStatus {
 func writeStatus(w io.Writer, s *wire.Status) error {
 	fmt.Fprintf(w, "release %d, by the hub's word of %s\n", s.Head.N, s.Time.Local().Format(time.TimeOnly))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SITE\tSTATE\tRELEASE\tMACHINE\tLINK\tSINCE\tAPPS\tDETAIL")
-	empty := 0
+	head := "SITE\tSTATE\tRELEASE\tMACHINE\tLINK\tSINCE\tAPPS\tDETAIL"
+	owned := slices.ContainsFunc(s.Sites, func(s wire.SiteStatus) bool {
+		return slices.ContainsFunc(s.Machines, func(m wire.MachineStatus) bool { return m.OS != "" })
+	})
+	if owned {
+		head = strings.Replace(head, "LINK", "OS\tLINK", 1)
+	}
+	fmt.Fprintln(t, head)
+	empty, faulty := 0, false
 	for _, site := range s.Sites {
 		if len(site.Machines) == 0 {
 			empty++
@@ -140,11 +149,20 @@ func writeStatus(w io.Writer, s *wire.Status) error {
 			if m.Online {
 				link = "up"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", site.Name, site.State, m.N, m.Name, link, since(m.Since), apps(m.Apps), detail(m))
+			if owned {
+				link = osText(m.OS, m.Slot, m.Trial) + "\t" + link
+			}
+			text := detail(m)
+			_, known := faults.Parse(text[:min(3, len(text))])
+			faulty = faulty || known
+			fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", site.Name, site.State, m.N, m.Name, link, since(m.Since), apps(m.Apps), text)
 		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if faulty {
+		fmt.Fprintln(w, "  holdfast explain CODE says what a code such as E17 means and what to do")
 	}
 	if empty > 0 {
 		fmt.Fprintf(w, "%d sites have no machine yet\n", empty)
@@ -181,7 +199,7 @@ func apps(list []wire.AppStatus) string {
 func detail(m wire.MachineStatus) string {
 	for _, c := range m.Conditions {
 		if !c.OK {
-			return c.Name + ": " + c.Detail
+			return conditionText(c)
 		}
 	}
 	if m.Detail != "" {
@@ -196,6 +214,30 @@ func detail(m wire.MachineStatus) string {
 		return "adopted without its code"
 	}
 	return ""
+}
+
+// conditionText is a condition in words: a fault by its code and sentence.
+func conditionText(c wire.Condition) string {
+	code, _, _ := strings.Cut(c.Name, " ")
+	if _, ok := faults.Parse(code); ok {
+		return code + " " + c.Detail
+	}
+	return c.Name + ": " + c.Detail
+}
+
+// osText is what runs a machine; "" when hosted.
+func osText(version, slot, trial string) string {
+	if version == "" {
+		return ""
+	}
+	text := version
+	if slot != "" {
+		text += " in slot " + slot
+	}
+	if trial != "" {
+		text += ", on trial: " + trial
+	}
+	return text
 }
 
 // machineStatus is what a machine says of itself (GET /v1/status).
