@@ -27,10 +27,10 @@ import (
 // it is there, and what is there is what is named here or in a profile.
 var (
 	// stage1 opens the root, and tells which disk the firmware started.
-	stage1 = []string{"virtio_blk", "erofs", "sha256_ssse3?", "sha2-ce?", "sha256-arm64?", "dm_verity", "efivarfs"}
+	stage1 = []string{"virtio_blk", "erofs", "sha256_ssse3?", "sha2-ce?", "sha256-arm64?", "dm_verity", "efivarfs", "i6300esb?"}
 	// controllers are what the root's disk may hang on, and watchdogs: loaded in
 	// stage 1 by the hardware that is there.
-	controllers = []string{"virtio_scsi", "sd_mod", "nvme", "ahci", "virtio_mmio?", "i6300esb?"}
+	controllers = []string{"virtio_scsi", "sd_mod", "nvme", "ahci", "virtio_mmio?"}
 	// controllersBare are those of bare machines, sticks included.
 	controllersBare = []string{
 		"xhci_pci", "xhci_plat_hcd?", "ehci_pci?", "usb_storage", "uas", "mmc_block", "sdhci_pci", "sdhci_acpi?", "vmd?", "iTCO_wdt?", "sp5100_tco?",
@@ -42,25 +42,25 @@ var (
 	// module), so all of it comes first.
 	onRoot = []string{
 		// Devices of virtual machines; those of bare ones come by alias.
-		"virtio_net", "virtio_rng", "virtio_balloon", "i6300esb?", "tpm_tis?", "tpm_crb?", "button?", "qemu_fw_cfg?",
+		"virtio_net", "virtio_rng", "i6300esb?", "tpm_tis?", "tpm_crb?", "button?", "qemu_fw_cfg?",
 		// The ESP, and STATE and DATA.
 		"vfat", "nls_cp437", "nls_ascii", "ext4",
 		"dm_crypt", "xts", "cryptd?", "aesni_intel?", "aes-ce-blk?",
 		"zram", "lz4", "zstd",
 		// Containers.
 		"overlay", "fuse?",
-		"bridge", "br_netfilter", "veth", "vxlan", "wireguard", "tun", "dummy", "8021q", "bonding",
+		"veth", "vxlan", "wireguard",
 		"nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nfnetlink",
 		"nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_fib", "nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6",
 		"nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
-		"nft_log", "nf_log_syslog", "nft_limit", "nft_numgen", "nft_hash", "nft_queue", "nft_objref?", "nft_quota", "nft_connlimit", "nft_tproxy", "nft_socket",
+		"nft_log", "nf_log_syslog", "nft_limit", "nft_numgen", "nft_hash", "nft_objref?",
 	}
 	// atHand is what pods and networks may ask for by alias.
 	atHand = []string{
 		"xt_comment?", "nft_compat", "xt_mark", "xt_conntrack", "xt_MASQUERADE", "xt_addrtype", "xt_nat?", "xt_tcpudp", "xt_multiport", "xt_statistic", "xt_LOG",
 		"sch_fq?", "sch_fq_codel?", "sch_ingress", "sch_htb", "sch_tbf", "cls_u32", "cls_bpf", "act_bpf", "act_mirred", "tcp_bbr",
-		"macvlan", "ipvlan", "nft_flow_offload", "nf_flow_table", "nf_flow_table_inet", "xfrm_user", "esp4", "sctp", "tcp_diag", "udp_diag",
-		"nfs?", "nfsv4?", "nbd?", "iscsi_tcp", "virtiofs?", "isofs", "vsock?", "vmw_vsock_virtio_transport", "vhost_net?", "virtio_input?",
+		"macvlan", "ipvlan", "nft_flow_offload", "nf_flow_table", "nf_flow_table_inet", "sctp", "tcp_diag", "udp_diag",
+		"virtio_balloon", "bridge", "br_netfilter", "dummy", "8021q", "bonding", "tun", "nft_queue", "nft_quota", "nft_connlimit", "nft_tproxy", "nft_socket", "softdog?",
 	}
 	// bare is what machines without a hypervisor need: network cards of the usual
 	// boards, watchdogs, sensors, keyboards that nobody reads.
@@ -168,12 +168,26 @@ func learn(ctx context.Context, release string, files map[string][]byte, builtIn
 	return set, g.Wait()
 }
 
-// addModules puts the modules of an index below a folder of the tree, with the index.
+// addModules puts the modules of an index below a folder of the tree, with the
+// index. What is loaded at each boot is unpacked: the kernel takes longer for its
+// xz than for all else of the load, and updates of packed files share nothing.
 func addModules(t *tree, folder string, k *kernel, x *kmod.Index, from string) error {
+	plain := map[string]bool{}
+	for _, name := range x.Order() {
+		plain[name] = true
+	}
 	for name, m := range x.Modules {
 		data, ok := k.files[m.File]
 		if !ok {
 			return fmt.Errorf("kernel module %s: no file %s", name, m.File)
+		}
+		if plain[name] {
+			var err error
+			if data, err = modinfo.Unpack(m.File, data); err != nil {
+				return fmt.Errorf("kernel module %s: %w", name, err)
+			}
+			m.File = strings.TrimSuffix(strings.TrimSuffix(m.File, ".xz"), ".zst")
+			x.Modules[name] = m
 		}
 		t.add(entry{path: path.Join(folder, m.File), data: data, from: from})
 	}

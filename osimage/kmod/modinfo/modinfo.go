@@ -37,7 +37,7 @@ const moduleMax = 128 << 20
 // Parse reads a .ko, .ko.xz or .ko.zst.
 func Parse(file string, data []byte) (Info, error) {
 	info := Info{File: file}
-	data, err := unpack(file, data)
+	data, err := Unpack(file, data)
 	if err != nil {
 		return info, fmt.Errorf("read kernel module %s: %w", file, err)
 	}
@@ -84,7 +84,8 @@ func (i *Info) soft(value string) {
 	}
 }
 
-func unpack(file string, data []byte) ([]byte, error) {
+// Unpack is a module as the kernel has it in memory. Its signature, at the end, stays.
+func Unpack(file string, data []byte) ([]byte, error) {
 	var r io.Reader
 	var err error
 	switch {
