@@ -34,9 +34,10 @@ const exitNewer = 76
 
 // A slot is one OS version's Kubernetes.
 type slot struct {
-	name   string // for people
-	binary string
-	hold   string
+	name      string // for people
+	binary    string
+	hold      string
+	namespace string // one of its own making
 }
 
 // minorOf asks a kube binary for its minor.
@@ -76,9 +77,9 @@ func newSite(t *testing.T) *site {
 	var oldVersion, nextVersion string
 	s.oldMinor, oldVersion = minorOf(t, system("kube"))
 	s.nextMinor, nextVersion = minorOf(t, nextBinary)
-	s.old = slot{"old slot (" + oldVersion + ")", system("kube"), ""}
-	s.held = slot{"new slot (" + nextVersion + ") on trial", nextBinary, s.oldMinor}
-	s.lifted = slot{"new slot (" + nextVersion + ") blessed", nextBinary, ""}
+	s.old = slot{"old slot (" + oldVersion + ")", system("kube"), "", "old"}
+	s.held = slot{"new slot (" + nextVersion + ") on trial", nextBinary, s.oldMinor, "held"}
+	s.lifted = slot{"new slot (" + nextVersion + ") blessed", nextBinary, "", "lifted"}
 	s.machine = newMachine(t, func(o *kube.Options) { s.options = *o })
 	cert, err := tls.LoadX509KeyPair(s.paths.PKI+"/machined.crt", s.paths.PKI+"/machined.key")
 	must(t, err)
@@ -401,6 +402,23 @@ func TestDialect(t *testing.T) {
 			s.kill()
 			stop()
 			t.Logf("killed after %v; the old slot is ready in %.1f s", wait, s.serve(t, s.old).Seconds())
+		}
+	})
+	t.Run("controllers apart", func(t *testing.T) {
+		// After a crash loop they are a process of their own, which is held too.
+		s.options.Split = true
+		defer func() { s.options.Split = false }()
+		for _, in := range []slot{s.held, s.old} {
+			s.serve(t, in)
+			s.begin(t, "controllers")
+			eventually(t, 30*time.Second, in.name+": controllers act", func() error {
+				_, err := s.try(http.MethodGet, "/api/v1/namespaces/"+in.namespace+"/serviceaccounts/default", nil)
+				if err != nil {
+					_, _ = s.try(http.MethodPost, "/api/v1/namespaces", fmt.Appendf(nil, `{"metadata":{"name":%q}}`, in.namespace))
+				}
+				return err
+			})
+			s.end("controllers")
 		}
 	})
 	t.Run("forward", func(t *testing.T) { forward(t, s) })
