@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/holdfast-edge/holdfast/internal/flock"
 	"github.com/holdfast-edge/holdfast/internal/version"
@@ -137,6 +138,10 @@ func keepSibling(ctx context.Context, lock string, command []string, network *os
 	}
 }
 
+// stopTime is how long the pods of a hosted machine may take to end: with what
+// its processes need after them it is less than the outer waits before it kills.
+const stopTime = 10 * time.Second
+
 // runInner is process 1 of the machine's namespaces.
 func runInner(ctx context.Context) error {
 	in, err := hosted.EnterInner()
@@ -145,7 +150,7 @@ func runInner(ctx context.Context) error {
 	}
 	return machine.Run(ctx, machine.Config{
 		Folder: "/machine", StateDir: in.State, DataDir: in.Data, RunDir: "/run/holdfast", BinDir: "/opt/holdfast",
-		Hostname: in.Hostname, Hosted: true, Memory: in.Memory,
+		Hostname: in.Hostname, Hosted: true, Memory: in.Memory, StopTime: stopTime,
 		Log: logger(),
 	})
 }
