@@ -105,6 +105,12 @@ func (id *Identity) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts
 	return id.signer.Sign(random, digest, opts)
 }
 
+// SignMessage implements crypto.MessageSigner. The key of a TPM is restricted: it
+// signs messages that it has hashed itself, and no digest that it is given.
+func (id *Identity) SignMessage(random io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return crypto.SignMessage(id.signer, random, message, opts)
+}
+
 var errKeyKind = errors.New("want a P-256 or Ed25519 key")
 
 // publicKeyInfo encodes the kinds of key that links accept.

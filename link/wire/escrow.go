@@ -3,10 +3,8 @@ package wire
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -83,16 +81,14 @@ func SignEscrow(e Escrow, identity crypto.Signer) ([]byte, error) {
 	return fmt.Appendf(statement, "Signature: %s\n", base64.StdEncoding.EncodeToString(signature)), nil
 }
 
-// signStatement signs a text whose first line says what it is.
+// signStatement signs a text whose first line says what it is. It gives the key
+// the text and not a digest: the key of a TPM signs only what it has hashed.
 func signStatement(identity crypto.Signer, statement []byte) ([]byte, error) {
+	hash := crypto.SHA256
 	if _, edwards := identity.Public().(ed25519.PublicKey); edwards {
-		return identity.Sign(rand.Reader, statement, crypto.Hash(0))
+		hash = 0
 	}
-	if _, ok := identity.Public().(*ecdsa.PublicKey); !ok {
-		return nil, fmt.Errorf("key: %T", identity.Public())
-	}
-	sum := sha256.Sum256(statement)
-	return identity.Sign(rand.Reader, sum[:], crypto.SHA256)
+	return crypto.SignMessage(identity, rand.Reader, statement, hash)
 }
 
 // ParseEscrow reads an escrow that was decrypted and verifies it: the grammar,

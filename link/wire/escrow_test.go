@@ -2,12 +2,15 @@ package wire
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -92,4 +95,37 @@ func FuzzEscrow(f *testing.F) {
 			t.Errorf("%q says %q, %v", data, statement, err)
 		}
 	})
+}
+
+// restricted is a key as a TPM has it: it hashes by itself.
+type restricted struct{ *ecdsa.PrivateKey }
+
+func (restricted) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("this key signs no digest that it did not make")
+}
+
+func (r restricted) SignMessage(random io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sum := sha256.Sum256(message)
+	return r.PrivateKey.Sign(random, sum[:], opts)
+}
+
+func TestRestrictedKey(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := SignEscrow(Escrow{Fleet: escrowFleet, Key: make([]byte, 32)}, restricted{key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseEscrow(text); err != nil {
+		t.Error(err)
+	}
+	said, err := SignIntroduction(Introduction{Fleet: escrowFleet, Protection: "tpm"}, restricted{key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseIntroduction(said); err != nil {
+		t.Error(err)
+	}
 }

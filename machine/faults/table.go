@@ -27,7 +27,7 @@ type Entry struct {
 }
 
 // The codes, by what they concern: 0x disks, 1x network, 2x time and trust,
-// 3x the OS, 4x Kubernetes, 5x hardware. A code that is out of use is not given
+// 3x and E40 to E44 the OS, from E45 Kubernetes, 5x hardware. A code that is out of use is not given
 // to anything else.
 const (
 	NoDisk       Code = "E01" // what was looked for
@@ -70,6 +70,7 @@ const (
 	Trial        Code = "E42" // version
 	Unmeasured   Code = "E43" // what
 
+	BootFailed  Code = "E44" // phase, error
 	EtcdDamaged Code = "E45" // error
 	EtcdHeld    Code = "E46" // version
 	CrashLoops  Code = "E47" // process, error
@@ -192,6 +193,9 @@ var table = []Entry{
 		"Before a planned restart the disk's key is sealed to what will boot next, and tested. That failed, so the restart is not made.",
 		"holdfast status --direct says more."},
 
+	{BootFailed, "boot stopped", "the boot stopped at %s: %s", false, Wrong,
+		"A step that the machine cannot do without failed. It restarts and tries again; an OS on trial falls back to the one before by itself.",
+		"Read the sentence: it names what failed. If it stays, show the screen to whoever made the OS image."},
 	{EtcdDamaged, "etcd damaged", "the cluster's data is damaged: %s", false, Wrong,
 		"etcd does not start on its data. It was moved aside, not deleted; where another machine of the site has the data, it is fetched from there.",
 		"On a site of one machine: holdfast release again re-creates what the release says; what only the cluster knew is in the last backup."},
