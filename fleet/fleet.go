@@ -105,6 +105,15 @@ func (f *Fleet) OSVersion(version string) (*OS, bool) {
 	return o, ok
 }
 
+// OSVersions are all OS image versions that the tree holds, by version.
+func (f *Fleet) OSVersions() []*OS {
+	var list []*OS
+	for _, v := range slices.Sorted(maps.Keys(f.os)) {
+		list = append(list, f.os[v])
+	}
+	return list
+}
+
 // Warnings are the faults that do not stop a release.
 func (f *Fleet) Warnings() Faults { return f.warnings }
 

@@ -3,38 +3,19 @@ package machine
 import (
 	"context"
 	"fmt"
-	"net"
-	"path/filepath"
 	"slices"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/fleet/render"
-	"github.com/holdfast-edge/holdfast/kube"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine/apps"
 )
 
-// engine is the way to the site's API server, made once it is wanted. Its
-// files are read anew when certificates are renewed.
+// connect gives the engine that applies apps, made once it is wanted.
 func (c *content) connect(r *rendered) (*apps.Engine, error) {
 	return c.engine.get(func() (*apps.Engine, error) {
-		pki := c.cluster.paths.PKI
-		return apps.New(apps.Config{
-			REST: &rest.Config{
-				Host: "https://" + net.JoinHostPort(r.Member.SiteAddress.String(), fmt.Sprint(kube.APIPort)),
-				TLSClientConfig: rest.TLSClientConfig{
-					ServerName: kube.APIName,
-					CAFile:     filepath.Join(pki, string(kube.CACluster)+"-ca.crt"),
-					CertFile:   filepath.Join(pki, "machined.crt"),
-					KeyFile:    filepath.Join(pki, "machined.key"),
-				},
-				QPS: 100, Burst: 200,
-			},
-			Log: c.log,
-		})
+		return apps.New(apps.Config{REST: c.restConfig(r), Log: c.log})
 	})
 }
 
@@ -134,6 +115,7 @@ func (c *content) judge(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := engine.Watch(ctx, func(s apps.AppStatus) {
 			health[s.App] = s
+			c.os.saw(running, s)
 			c.settled(running, health)
 			if !good && allReady(running.rendering.Apps, health) {
 				good = true

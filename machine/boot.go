@@ -7,12 +7,14 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/internal/version"
 	"github.com/holdfast-edge/holdfast/kube"
@@ -55,6 +57,13 @@ type Config struct {
 	Hosted   bool   // in namespaces of a host that it shares: no quote, protection none
 	Memory   int64  // bytes that the machine may use; 0: unknown
 	OS       OS     // what runs it; zero when hosted
+	// Platform is what an update of the OS needs. Nil: the OS is not ours to update.
+	Platform *Platform
+	// Upstreams are the name servers that the LAN named. Nil: none.
+	Upstreams func() []netip.Addr
+	// Configure is told what the content that runs says of the box itself, such as
+	// its interfaces, proxy, name and time servers. Nil: nobody is told.
+	Configure func(site *fleet.Resolved, machine string)
 	// RegistryPort and APIPort default to 5000 (loopback) and 7443 (every address).
 	RegistryPort, APIPort int
 
@@ -118,6 +127,7 @@ type Machine struct {
 	door    *door
 	keeper  *link.Keeper
 	content *content
+	os      *osUpdate // nil: the OS is not ours to update
 
 	group    *errgroup.Group // what runs until the end
 	limits   *Limits         // nil unless the machine is locked
@@ -146,6 +156,7 @@ func Run(ctx context.Context, config Config) error {
 		{"memory", m.bootMemory},
 		{"images", m.bootImages},
 		{"processes", m.bootProcesses},
+		{"update", m.bootUpdate},
 		{"door", m.bootDoor},
 		{"content", m.bootContent},
 		{"uplink", m.bootUplink},
@@ -350,6 +361,9 @@ func (m *Machine) onExit(name string, e supervise.Exit) {
 		return
 	}
 	m.log.Warn("a process ended", "name", name, "exit", e.String(), "ran", e.Ran.Round(time.Millisecond), "output", e.Output)
+	if name == "control-plane" && e.Code == newerData {
+		m.restoreEtcd()
+	}
 }
 
 // crashed tells of a process that ends again and again, or does no longer.

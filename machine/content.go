@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/apps"
 	"github.com/holdfast-edge/holdfast/machine/balance"
 	"github.com/holdfast-edge/holdfast/machine/images"
+	"github.com/holdfast-edge/holdfast/machine/update"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
@@ -87,6 +88,9 @@ func (c *content) run(ctx context.Context) error {
 			continue
 		}
 		err := c.make(ctx, target)
+		if err == nil && c.running != nil {
+			err = c.updateOS(ctx, c.running) // a machine that ran nothing before has its OS still to change
+		}
 		c.refused = nil
 		switch {
 		case ctx.Err() != nil:
@@ -94,6 +98,8 @@ func (c *content) run(ctx context.Context) error {
 		case err == nil:
 			retry = retryLeast
 			c.settle(ctx)
+		case errors.Is(err, update.ErrRebooting):
+			<-ctx.Done()
 		case errors.Is(err, errSuperseded):
 			retry = retryLeast
 		case errors.Is(err, errRefused):
@@ -125,6 +131,9 @@ func (c *content) target() *taken {
 	accepted, applied := c.memory.now()
 	if accepted != nil && accepted.Evicted {
 		return accepted // the trust half: nothing comes before it
+	}
+	if t := c.os.onTrial(); t != nil {
+		return t // whatever is newer waits until the OS is blessed or gone
 	}
 	if c.running == nil && applied != nil && applied.Digest != c.unusable {
 		return applied // stand up first, from what is on disk
@@ -184,10 +193,11 @@ func (c *content) make(ctx context.Context, t *taken) error {
 // adoptNumber takes a release that changes nothing here: no apply, no restart.
 // Rights of operators are the trust half and take effect by themselves.
 func (c *content) adoptNumber(ctx context.Context, next *rendered) error {
+	c.configure(next)
 	if err := c.cluster.ensure(ctx, next.plan); err != nil {
 		return err
 	}
-	if err := c.memory.setApplied(next.taken); err != nil {
+	if err := c.remember(next); err != nil {
 		return err
 	}
 	c.running = next
@@ -212,9 +222,14 @@ func (c *content) render(t *taken) (*rendered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: render the release: %w", errRefused, err)
 	}
+	var upstreams []netip.Addr
+	if c.config.Upstreams != nil {
+		upstreams = c.config.Upstreams()
+	}
 	plan, err := kube.New(resolved, t.Member, c.cluster.paths, kube.Options{
 		Trust: c.memory.currentTrust(), Time: c.memory.floor(), Hosted: c.config.Hosted, Split: c.cluster.isSplit(),
-		Registry: c.registryAddress(), Memory: c.config.Memory,
+		Registry: c.registryAddress(), Memory: c.config.Memory, Hold: c.os.held(),
+		Upstreams: upstreams,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
@@ -242,6 +257,11 @@ func (c *content) change(ctx context.Context, next *rendered) error {
 		return cause(ctx, err)
 	}
 	if !first {
+		// Another OS is tried with the new configuration, so that they come and go
+		// together. A machine that runs nothing yet has nothing to go back to.
+		if err := c.updateOS(ctx, next); err != nil {
+			return cause(ctx, err)
+		}
 		if err := c.start(ctx, next); err != nil {
 			return err
 		}
@@ -255,11 +275,20 @@ func (c *content) change(ctx context.Context, next *rendered) error {
 	if err := c.apply(ctx, next); err != nil {
 		return cause(ctx, err)
 	}
-	if err := c.memory.setApplied(next.taken); err != nil {
+	if err := c.remember(next); err != nil {
 		return err
 	}
 	c.previous, c.running = c.running, next
 	return c.registry.SetTable(wanted)
+}
+
+// remember makes next what runs here after a reboot; not while an OS is on trial
+// with it: they stay or go together.
+func (c *content) remember(next *rendered) error {
+	if t := c.os.onTrial(); t != nil && t.Digest == next.Digest {
+		return nil
+	}
+	return c.memory.setApplied(next.taken)
 }
 
 // withRunning adds the images of what runs: until the change is through, a tag
@@ -291,6 +320,7 @@ func cause(ctx context.Context, err error) error {
 
 // start makes the plan true and serves the site's API address.
 func (c *content) start(ctx context.Context, next *rendered) error {
+	c.configure(next)
 	c.cluster.name = next.resolved.Fleet + "/" + next.resolved.Site
 	began := time.Now()
 	if err := c.cluster.ensure(ctx, next.plan); err != nil {
@@ -298,6 +328,13 @@ func (c *content) start(ctx context.Context, next *rendered) error {
 	}
 	c.reporter.timed("plan", began)
 	return c.serveAPIAddress(next)
+}
+
+// configure tells the box what the content says of it.
+func (c *content) configure(next *rendered) {
+	if c.config.Configure != nil {
+		c.config.Configure(next.resolved, next.Member.Name)
+	}
 }
 
 // imagesOf lists the images of a release with the machine's own.
@@ -324,10 +361,23 @@ func (c *content) stage(ctx context.Context, wanted []images.Image) error {
 	return nil
 }
 
+// updateOS reboots into the OS that next wants, with update.ErrRebooting, or does
+// nothing where that one runs.
+func (c *content) updateOS(ctx context.Context, next *rendered) error {
+	if c.os.onTrial() != nil {
+		return nil
+	}
+	t, due, err := c.os.due(next)
+	if err != nil || !due {
+		return err
+	}
+	return c.os.begin(ctx, t, next, c.running)
+}
+
 // settle says how the machine is, until something new is accepted.
 func (c *content) settle(ctx context.Context) {
 	accepted, _ := c.memory.now()
-	if accepted != nil && c.running != nil && accepted.Digest != c.running.Digest {
+	if accepted != nil && c.running != nil && accepted.Digest != c.running.Digest && c.os.onTrial() == nil {
 		return // not there yet
 	}
 	c.follow(ctx)

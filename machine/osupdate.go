@@ -1,0 +1,408 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/holdfast-edge/holdfast/fleet"
+	"github.com/holdfast-edge/holdfast/internal/durable"
+	"github.com/holdfast-edge/holdfast/kube"
+	"github.com/holdfast-edge/holdfast/kube/etcdcopy"
+	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/apps"
+	"github.com/holdfast-edge/holdfast/machine/faults"
+	"github.com/holdfast-edge/holdfast/machine/slots"
+	"github.com/holdfast-edge/holdfast/machine/supervise"
+	"github.com/holdfast-edge/holdfast/machine/update"
+	"github.com/holdfast-edge/holdfast/release"
+)
+
+// Platform is what an update of the OS needs of the box.
+type Platform struct {
+	Running update.System // what runs, and from which slot
+	Slots   *slots.Slots
+	// Seal makes the disks open for what boots from that UKI. Nil: nothing is sealed.
+	Seal func(ctx context.Context, slot slots.Slot, uki string) error
+	// Reboot begins an orderly reboot and returns: Run's context ends.
+	Reboot func(reason string)
+}
+
+// observeEvery is how often the health of the machine is told to the update.
+const observeEvery = 5 * time.Second
+
+// osUpdate is the agent's side of package update: what healthy means here, what
+// is tried with a new OS, and when.
+type osUpdate struct {
+	*Machine
+	updater *update.Updater
+	client  once[*http.Client]
+
+	mu     sync.Mutex // guards what follows
+	trial  *taken     // the configuration that is tried with the OS; nil: none
+	health map[string]apps.AppStatus
+	judged *rendered // what health is of
+	hold   string    // of the plan that runs
+}
+
+// bootUpdate opens the memory of updates and goes on with a trial. Whatever is
+// wrong with it, the machine runs what is applied.
+func (m *Machine) bootUpdate(ctx context.Context) error {
+	p := m.config.Platform
+	if p == nil {
+		return nil
+	}
+	o := &osUpdate{Machine: m, health: map[string]apps.AppStatus{}}
+	// PENDING installer := &update.Installer{Slots: p.Slots, Store: m.store, Fetcher: m.fetcher(), Architecture: runtime.GOARCH}
+	var err error
+	o.updater, err = update.Open(filepath.Join(m.config.StateDir, "update"), update.Platform{
+		Running: p.Running, Slots: p.Slots, Notes: m.box, Seal: p.Seal,
+		Reboot: o.reboot, Adopt: o.adopt, Log: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	m.os = o
+	switch err := o.updater.Start(ctx); {
+	case errors.Is(err, update.ErrRebooting):
+		<-ctx.Done()
+		return ctx.Err()
+	case err != nil:
+		m.log.Error("go on with an update of the OS", "err", err)
+	}
+	if t, ok := o.updater.Trial(); ok {
+		if o.trial, err = o.reopen(t); err != nil {
+			m.log.Error("read the configuration that is on trial", "err", err) // what is applied runs in its place
+		}
+	}
+	o.hold = o.updater.Hold()
+	o.tell()
+	m.group.Go(func() error { return o.observe(ctx) })
+	return nil
+}
+
+func (o *osUpdate) reopen(t update.Trial) (*taken, error) {
+	digest, err := release.ParseDigest(t.Slice)
+	if err != nil {
+		return nil, err
+	}
+	return o.memory.reopenApplied(t.Encoded, appliedNote{Digest: digest})
+}
+
+// onTrial is the configuration to run while an OS is on trial; nil when none is.
+func (o *osUpdate) onTrial() *taken {
+	if o == nil || !o.updater.OnTrial() {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.trial
+}
+
+// held is the minor that Kubernetes has to speak; "" is its own.
+func (o *osUpdate) held() string {
+	if o == nil {
+		return ""
+	}
+	return o.updater.Hold()
+}
+
+// adopt makes the configuration of the trial what is applied: the OS is blessed.
+func (o *osUpdate) adopt(slice string) error {
+	o.mu.Lock()
+	t := o.trial
+	o.mu.Unlock()
+	if t == nil || t.Digest.String() != slice {
+		if _, applied := o.memory.now(); applied != nil && applied.Digest.String() == slice {
+			return nil
+		}
+		return fmt.Errorf("the configuration of the trial, %s, is not here", short(slice))
+	}
+	return o.memory.setApplied(t)
+}
+
+// due says whether next needs another OS than the one that runs, and which. An
+// error is a refusal of the release's content.
+func (o *osUpdate) due(next *rendered) (t update.Target, ok bool, err error) {
+	if o == nil || next.resolved.OS == "" || next.resolved.OS == o.config.Platform.Running.Version {
+		return update.Target{}, false, nil
+	}
+	documents := map[string]fleet.OSSpec{}
+	for _, d := range next.Fleet.OSVersions() {
+		documents[d.Version] = d.OSSpec
+	}
+	t, ok, err = o.updater.Wanted(next.resolved.OS, next.rendering.Effect.Digest, runtime.GOARCH, documents)
+	code := faults.OSRefused
+	if errors.Is(err, update.ErrRefused) {
+		code = faults.OSRolledBack
+	}
+	o.fault(err, code, next.resolved.OS)
+	if err != nil {
+		return t, false, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return t, ok, nil
+}
+
+// begin writes the OS t into the idle slot and reboots into it, to be tried with
+// the configuration of next, or, where t is a step on the way, with what runs.
+func (o *osUpdate) begin(ctx context.Context, t update.Target, next, running *rendered) error {
+	with := next
+	if t.Version != next.resolved.OS && running != nil {
+		with = running
+	}
+	// PENDING timing := next.resolved.ClassOf(next.Member.Name).Update
+	o.reporter.state(wire.Staging, "OS "+t.Version)
+	if err := o.remember(with); err != nil {
+		return err
+	}
+	began := time.Now()
+	o.log.Info("update the OS", "from", o.config.Platform.Running.Version, "to", t.Version, "with", with.Tag.Payload.N)
+	err := o.updater.Begin(ctx, update.Plan{
+		Target: t, Slice: with.Digest.String(), Encoded: with.Encoded, Effect: next.rendering.Effect.Digest,
+	})
+	o.reporter.timed("os/begin", began)
+	return err
+}
+
+// sickFile names the critical apps that were not well before the update: they are
+// still sick, and condemn nothing.
+func (o *osUpdate) sickFile() string { return filepath.Join(o.config.StateDir, "update", "sick.json") }
+
+func (o *osUpdate) remember(with *rendered) error {
+	sick := []string{}
+	o.mu.Lock()
+	for _, a := range with.rendering.Apps {
+		if s, known := o.health[a.Name]; known && s.Health != apps.Ready {
+			sick = append(sick, a.Name)
+		}
+	}
+	o.mu.Unlock()
+	return durable.WriteJSON(o.sickFile(), sick, 0o600)
+}
+
+// wasSick says which apps were not well before the trial.
+func (o *osUpdate) wasSick() (list []string) {
+	if durable.ReadJSON(o.sickFile(), &list) != nil {
+		return nil
+	}
+	return list
+}
+
+// saw notes how an app of what runs is.
+func (o *osUpdate) saw(r *rendered, s apps.AppStatus) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.judged != r {
+		o.judged, o.health = r, map[string]apps.AppStatus{}
+	}
+	o.health[s.App] = s
+}
+
+// etcdCopy is what etcd wrote before an OS with another minor was tried.
+func (m *Machine) etcdCopy() string { return filepath.Join(m.config.StateDir, "etcd-before") }
+
+// reboot is asked for by the update. Before the first boot of another minor of
+// Kubernetes a copy of etcd's data is taken at a clean stop.
+func (o *osUpdate) reboot(ctx context.Context, reason string) error {
+	r := o.updater.Status().Record
+	copied := r != nil && r.Phase == update.Armed && r.From.Kubernetes != r.To.Kubernetes
+	o.group.Go(func() error {
+		ctx := context.WithoutCancel(ctx)
+		if copied {
+			if err := o.Shutdown(ctx); err != nil {
+				o.log.Warn("stop before an update", "err", err)
+			}
+			err := etcdcopy.Take(o.cluster.paths.Etcd, o.etcdCopy(), etcdcopy.Note{Taken: time.Now(), Minor: r.From.Kubernetes, Version: r.From.Version})
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				// The hold alone already keeps the old OS able to read the data.
+				o.log.Error("copy etcd's data before an update", "err", err)
+			}
+		}
+		o.config.Platform.Reboot(reason)
+		return nil
+	})
+	return nil
+}
+
+// observe tells the update how the machine is, for as long as it runs.
+func (o *osUpdate) observe(ctx context.Context) error {
+	for pause(ctx, observeEvery) {
+		was := o.updater.OnTrial()
+		err := o.updater.Observe(ctx, o.wrong(ctx))
+		o.tell()
+		switch {
+		case errors.Is(err, update.ErrRebooting):
+			return nil
+		case err != nil && ctx.Err() == nil:
+			o.log.Error("watch an update of the OS", "err", err)
+		}
+		if hold := o.updater.Hold(); hold != o.hold {
+			o.hold = hold
+			o.content.again()
+		}
+		if was && !o.updater.OnTrial() {
+			o.content.wake()
+		}
+	}
+	return nil
+}
+
+// tell shows and reports how far an update is.
+func (o *osUpdate) tell() {
+	s := o.updater.Status()
+	phase := ""
+	if s.Record != nil && o.updater.OnTrial() {
+		phase = string(s.Record.Phase)
+		o.faults.Set(faults.New(faults.Trial, o.config.Platform.Running.Version))
+	} else {
+		o.faults.Clear(faults.Trial)
+	}
+	if s.Refused != nil {
+		o.faults.Set(faults.New(faults.OSRolledBack, s.Refused.Version, s.Refused.Reason))
+	}
+	o.reporter.update(func(r *wire.Report) { r.Trial = phase })
+}
+
+// wrong lists what is not as it should be: machine, kubelet, etcd and API,
+// network, and apps marked critical. The hub's absence is no fault.
+func (o *osUpdate) wrong(ctx context.Context) (list []string) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if len(lanAddresses()) == 0 {
+		list = append(list, "network: no address")
+	}
+	for _, s := range o.cluster.supervisor.Status() {
+		if s.State != supervise.Running {
+			list = append(list, fmt.Sprintf("%s: %s", s.Name, s.State))
+		}
+	}
+	o.mu.Lock()
+	running, health := o.judged, o.health
+	var sick []string
+	if running != nil {
+		for _, a := range running.rendering.Apps {
+			if s := health[a.Name]; a.Critical && s.Health != apps.Ready {
+				sick = append(sick, a.Name)
+			}
+		}
+	}
+	o.mu.Unlock()
+	if running == nil {
+		return append(list, "content: nothing runs yet")
+	}
+	before := o.wasSick()
+	for _, name := range sick {
+		if !slices.Contains(before, name) {
+			list = append(list, "app "+name+": not ready")
+		}
+	}
+	if running.Member.Role != kube.RoleControlPlane {
+		return list
+	}
+	if err := o.node(ctx, running); err != nil {
+		list = append(list, "kubelet: "+err.Error())
+	}
+	if err := o.dialect(running); err != nil {
+		list = append(list, "etcd: "+err.Error())
+	}
+	return list
+}
+
+// dialect checks what Kubernetes speaks and writes, where a minor is on trial.
+func (o *osUpdate) dialect(running *rendered) error {
+	hold, lifting := o.updater.Hold(), o.updater.Lifting()
+	if (hold == "" && !lifting) || running.plan.DialectFile == "" {
+		return nil
+	}
+	data, err := os.ReadFile(running.plan.DialectFile)
+	if err != nil {
+		return err
+	}
+	d, err := kube.ParseDialect(data)
+	if err != nil {
+		return err
+	}
+	if lifting {
+		return d.Lifted()
+	}
+	return d.Held(hold)
+}
+
+// node asks the API server whether this machine's node is ready.
+func (o *osUpdate) node(ctx context.Context, running *rendered) error {
+	config := o.content.restConfig(running)
+	client, err := o.client.get(func() (*http.Client, error) { return rest.HTTPClientFor(config) })
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+"/api/v1/nodes/"+url.PathEscape(running.Member.Name), nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("the API server says %s", response.Status)
+	}
+	var n corev1.Node
+	if err := json.NewDecoder(http.MaxBytesReader(nil, response.Body, 4<<20)).Decode(&n); err != nil {
+		return fmt.Errorf("read the node: %w", err)
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
+			return nil
+		}
+	}
+	return errors.New("the node is not ready")
+}
+
+// newerData is the exit code of a control plane that finds data of a newer minor.
+const newerData = 76
+
+// restoreEtcd puts the copy of etcd's data back when the OS of before finds that
+// it cannot read what the refused one wrote.
+func (m *Machine) restoreEtcd() {
+	loss, err := etcdcopy.Restore(m.cluster.paths.Etcd, m.etcdCopy())
+	m.fault(err, faults.EtcdDamaged)
+	if err != nil {
+		m.log.Error("put etcd's data of before back", "err", err)
+		return
+	}
+	m.log.Warn("put etcd's data of before back", "loss", loss.String())
+	m.reporter.condition("etcd restored", errors.New(loss.String()))
+}
+
+// restConfig is the way to the site's API server. Its files are read anew when
+// certificates are renewed.
+func (c *content) restConfig(r *rendered) *rest.Config {
+	pki := c.cluster.paths.PKI
+	return &rest.Config{
+		Host: "https://" + net.JoinHostPort(r.Member.SiteAddress.String(), fmt.Sprint(kube.APIPort)),
+		TLSClientConfig: rest.TLSClientConfig{
+			ServerName: kube.APIName,
+			CAFile:     filepath.Join(pki, string(kube.CACluster)+"-ca.crt"),
+			CertFile:   filepath.Join(pki, "machined.crt"),
+			KeyFile:    filepath.Join(pki, "machined.key"),
+		},
+		QPS: 100, Burst: 200,
+	}
+}
