@@ -25,9 +25,10 @@ var asked = dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRo
 	dhcpv4.OptionNTPServers, dhcpv4.OptionInterfaceMTU, dhcpv4.OptionClasslessStaticRoute,
 	dhcpv4.OptionIPAddressLeaseTime, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue)
 
-func (w wire) open() (c *nclient4.Client, err error) {
+func (w wire) open(options ...nclient4.ClientOpt) (c *nclient4.Client, err error) {
+	options = append(options, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(4))
 	dial := func() error {
-		c, err = nclient4.New(w.port, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(4))
+		c, err = nclient4.New(w.port, options...)
 		return err
 	}
 	if w.namespace != nil {
@@ -55,18 +56,24 @@ func (w wire) request(ctx context.Context) (*lease, error) {
 }
 
 func (w wire) extend(ctx context.Context, l *lease, all bool) (*lease, error) {
-	c, err := w.open()
+	old := l.raw.(*dhcpv4.DHCPv4)
+	server := old.ServerIdentifier()
+	var options []nclient4.ClientOpt // a raw socket, for everybody
+	if all = all || server == nil; !all {
+		// From the address itself: a kernel takes nothing from no address that is not for everybody.
+		options = append(options, nclient4.WithUnicast(&net.UDPAddr{IP: l.Address.Addr().AsSlice(), Port: nclient4.ClientPort}))
+	}
+	c, err := w.open(options...)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	old := l.raw.(*dhcpv4.DHCPv4)
 	request, err := dhcpv4.NewRenewFromAck(old, asked)
 	if err != nil {
 		return nil, fmt.Errorf("DHCP on %s: %w", w.port, err)
 	}
 	to, match := &net.UDPAddr{IP: net.IPv4bcast, Port: nclient4.ServerPort}, nclient4.IsMessageType(dhcpv4.MessageTypeAck, dhcpv4.MessageTypeNak)
-	if server := old.ServerIdentifier(); !all && server != nil {
+	if !all {
 		to.IP, match = server, nclient4.IsAll(match, nclient4.IsCorrectServer(server))
 	}
 	answer, err := c.SendAndRead(ctx, to, request, match)
