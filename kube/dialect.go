@@ -26,6 +26,7 @@ type Dialect struct {
 	EtcdSpeaks     string `json:"etcdSpeaks"`     // minor of etcd, its own or the one before
 	ClusterVersion string `json:"clusterVersion"` // of etcd's log, "" while undecided
 	StorageVersion string `json:"storageVersion"` // of etcd's database, "" while undecided
+	Members        int    `json:"members"`        // of etcd's cluster
 	Downgrade      bool   `json:"downgrade"`      // etcd's own downgrade is going on
 	Ready          bool   `json:"ready"`          // the API is
 }
@@ -59,14 +60,16 @@ func (d Dialect) Held(hold string) error {
 }
 
 // Lifted is nil where the control plane speaks its own minor, its data has followed
-// and the API is ready. A site's data follows when the last of its control planes
-// is lifted.
+// and the API is ready. With several control planes each is lifted by itself: the
+// site's data follows when the last one is, and nobody waits for that here.
 func (d Dialect) Lifted() error {
 	switch {
 	case d.Hold:
 		return fmt.Errorf("the control plane %s still speaks Kubernetes %s", d.Program, d.Speaks)
-	case d.ClusterVersion != d.EtcdSpeaks || d.StorageVersion != d.EtcdSpeaks:
-		return fmt.Errorf("etcd %s has its log at %q and its database at %q, both should be %s: another control plane of the site may still be held", d.Etcd, d.ClusterVersion, d.StorageVersion, d.EtcdSpeaks)
+	case d.ClusterVersion == "" || d.ClusterVersion != d.StorageVersion:
+		return fmt.Errorf("etcd %s has its log at %q and its database at %q: they are not one yet", d.Etcd, d.ClusterVersion, d.StorageVersion)
+	case d.Members <= 1 && d.ClusterVersion != d.EtcdSpeaks:
+		return fmt.Errorf("etcd %s has its log and its database at %s, both should be %s", d.Etcd, d.ClusterVersion, d.EtcdSpeaks)
 	case !d.Ready:
 		return fmt.Errorf("the API of %s is not ready", d.Program)
 	}

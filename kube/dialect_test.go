@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-const heldStatus = `{"program":"v1.37.2","speaks":"1.36","held":true,"etcd":"3.7.3","etcdSpeaks":"3.6","clusterVersion":"3.6","storageVersion":"3.6","ready":true}` + "\n"
+const heldStatus = `{"program":"v1.37.2","speaks":"1.36","held":true,"etcd":"3.7.3","etcdSpeaks":"3.6","clusterVersion":"3.6","storageVersion":"3.6","members":1,"ready":true}` + "\n"
 
 func TestDialect(t *testing.T) {
 	lifted := strings.NewReplacer(`"speaks":"1.36","held":true`, `"speaks":"1.37","held":false`, `Speaks":"3.6"`, `Speaks":"3.7"`, `Version":"3.6"`, `Version":"3.7"`).Replace(heldStatus)
@@ -15,6 +15,10 @@ func TestDialect(t *testing.T) {
 		"log has risen":    {strings.Replace(heldStatus, `clusterVersion":"3.6`, `clusterVersion":"3.7`, 1), `log is at "3.7"`, "still speaks"},
 		"undecided":        {strings.Replace(heldStatus, `storageVersion":"3.6`, `storageVersion":"`, 1), `database at ""`, "still speaks"},
 		"not risen yet":    {strings.Replace(lifted, `storageVersion":"3.7`, `storageVersion":"3.6`, 1), "not 1.36", `database at "3.6"`},
+		"not begun":        {strings.ReplaceAll(lifted, `Version":"3.7`, `Version":"3.6`), "not 1.36", "both should be 3.7"},
+		"the first of 3":   {strings.Replace(strings.ReplaceAll(lifted, `Version":"3.7`, `Version":"3.6`), `members":1`, `members":3`, 1), "not 1.36", ""},
+		"the last of 3":    {strings.Replace(lifted, `members":1`, `members":3`, 1), "not 1.36", ""},
+		"undecided, of 3":  {strings.Replace(strings.ReplaceAll(lifted, `Version":"3.7`, `Version":"`), `members":1`, `members":3`, 1), "not 1.36", "not one yet"},
 		"API not ready":    {strings.Replace(lifted, `"ready":true`, `"ready":false`, 1), "not 1.36", "not ready"},
 		"held, same etcd":  {strings.ReplaceAll(heldStatus, "1.36", "1.35"), "speaks Kubernetes 1.35, not 1.36", "still speaks"},
 		"held, no API yet": {strings.Replace(heldStatus, `"ready":true`, `"ready":false`, 1), "", "still speaks"},

@@ -30,6 +30,7 @@ type status struct {
 	EtcdSpeaks     string `json:"etcdSpeaks"`     // such as "3.6"
 	ClusterVersion string `json:"clusterVersion"` // of etcd's log
 	StorageVersion string `json:"storageVersion"` // of etcd's database
+	Members        int    `json:"members"`        // of etcd's cluster
 	Downgrade      bool   `json:"downgrade,omitempty"`
 	Ready          bool   `json:"ready"` // the API was ready, and its server has not ended since
 }
@@ -63,7 +64,7 @@ func (t *teller) follow(ctx context.Context, d dialect.Dialect, m *store.Member)
 		v := m.Versions()
 		t.tell(func(s *status) {
 			s.Program, s.Speaks, s.Held = component.Get().GitVersion, d.Speaks(), d.Emulate != ""
-			s.Etcd, s.EtcdSpeaks, s.ClusterVersion, s.StorageVersion, s.Downgrade = v.Program, v.Speaks, v.Cluster, v.Storage, v.Downgrade
+			s.Etcd, s.EtcdSpeaks, s.ClusterVersion, s.StorageVersion, s.Members, s.Downgrade = v.Program, v.Speaks, v.Cluster, v.Storage, v.Members, v.Downgrade
 		})
 		pause := 10 * time.Second
 		if time.Since(began) < time.Minute || v.Cluster != v.Storage {

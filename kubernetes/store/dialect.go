@@ -67,13 +67,14 @@ type Versions struct {
 	Speaks    string
 	Cluster   string
 	Storage   string
+	Members   int  // of the cluster: Cluster rises when the last of them is lifted
 	Downgrade bool // etcd's own downgrade is going on, which this program never asks for
 }
 
 // Versions are the member's at this moment.
 func (m *Member) Versions() Versions {
 	s := m.etcd.Server
-	v := Versions{Program: program, Speaks: version.Cluster(version.Version)}
+	v := Versions{Program: program, Speaks: version.Cluster(version.Version), Members: len(s.Cluster().Members())}
 	if c := s.ClusterVersion(); c != nil {
 		v.Cluster = version.Cluster(c.String())
 	}

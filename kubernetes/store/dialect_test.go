@@ -47,7 +47,7 @@ func TestHold(t *testing.T) {
 	}
 	for i := range 2 {
 		m := begin(t, c)
-		if v := settles(t, m, old); v.Program != program || v.Speaks != old || v.Downgrade {
+		if v := settles(t, m, old); v.Program != program || v.Speaks != old || v.Members != 1 || v.Downgrade {
 			t.Errorf("held, start %d: %+v", i, v)
 		}
 		put(m, fmt.Sprint(i))
