@@ -81,14 +81,11 @@ const searched = 1 << 10
 
 // longest finds the longest piece of old that s begins with.
 func (m *matcher) longest(s []byte) (at, n int) {
-	if len(s) > searched {
-		s = s[:searched:len(s)]
-	}
+	key := s[:min(len(s), searched)]
 	i := sort.Search(len(m.sa), func(i int) bool {
 		old := m.old[m.sa[i]:]
-		return bytes.Compare(old[:min(len(old), len(s))], s) >= 0
+		return bytes.Compare(old[:min(len(old), len(key))], key) >= 0
 	})
-	s = s[:cap(s)]
 	for _, j := range []int{i, i - 1} {
 		if j < 0 || j >= len(m.sa) {
 			continue
