@@ -16,6 +16,7 @@ build: ## bin/holdfast and bin/machined (about 2 minutes cold, seconds warm)
 	@$(STEP) "build bin/machined" $(GOBUILD) -ldflags "$(LDFLAGS)" -o bin/machined ./cmd/machined
 
 include build/system.mk
+include build/os.mk
 
 images: bin/images/hello-1.0.0.tar bin/images/hello-1.1.0.tar ## bin/images: the app images of the example fleet
 
@@ -33,7 +34,7 @@ setup: ## install the Debian packages that building, testing and the lab need
 demo: root setup build system images ## the main job on two real sites (cold: up to 25 minutes, nearly all compiling Kubernetes; warm: 90 s)
 	@build/demo
 
-test: root setup test-unit test-cross build system images test-system test-dialect test-site ## everything that CI runs (warm: under 10 minutes)
+test: root setup test-unit test-cross build system images os test-system test-dialect test-site ## everything that CI runs (warm: under 10 minutes)
 	@echo "make test: all passed"
 
 test-unit: ## packages, stories of the CLI, the plan of the house
@@ -45,7 +46,7 @@ test-cross: ## the verbs that need no Linux build for macOS and Windows
 
 test-system: ## real containerd, real Kubernetes, in namespaces (needs root)
 	@$(STEP) "tests of the Kubernetes module" sh -c 'cd kubernetes && CGO_ENABLED=0 go test -vet=off -trimpath -count 1 ./config ./dialect ./store'
-	@$(STEP) "system tests" go test -p 1 -tags system -count 1 -timeout 20m ./machine/images ./machine/apps ./kube/bringup
+	@$(STEP) "system tests" go test -p 1 -tags system -count 1 -timeout 20m ./machine/images ./machine/apps ./kube/bringup ./osimage/build
 
 test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
 	@$(STEP) "site tests" go test -v -tags site -count 1 -timeout 30m ./lab/site

@@ -6,7 +6,7 @@ import "github.com/spf13/cobra"
 func (e *env) verbs() []*cobra.Command {
 	return []*cobra.Command{
 		e.initVerb(), e.check(), e.render(), e.explain(), e.diff(), e.lock(), e.schema(),
-		e.release(), e.verify(), e.images(),
+		e.release(), e.verify(), e.images(), e.osVerb(),
 		e.adopt(), e.seed(), e.status(), e.kubeconfig(), e.kubectl(), e.machineVerb(),
 		e.hubVerb(), e.lab(), e.version(),
 	}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -151,6 +152,23 @@ func (r *Repo) Subject(ctx context.Context, commit string) (string, error) {
 		return "", fmt.Errorf("read the message of %s: %w", commit, err)
 	}
 	return strings.TrimSpace(string(out)), nil
+}
+
+// CommitTime is when a commit was made.
+func (r *Repo) CommitTime(ctx context.Context, commit string) (time.Time, error) {
+	commit, err := r.Resolve(ctx, commit)
+	if err != nil {
+		return time.Time{}, err
+	}
+	out, err := r.run(ctx, nil, "log", "-1", "--format=%ct", commit)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the time of %s: %w", commit, err)
+	}
+	seconds, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the time of %s: %w", commit, err)
+	}
+	return time.Unix(seconds, 0).UTC(), nil
 }
 
 // Resolve finds the commit that a branch, tag or other revision means. An annotated tag means its commit.
