@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-edge/holdfast/machine/metal/modules"
 	"github.com/holdfast-edge/holdfast/osimage"
 )
 
@@ -25,9 +26,10 @@ const linger = 2 * time.Second
 
 // boot is what the phases hand to one another.
 type boot struct {
-	said   osimage.Boot // BootFile, so far
-	verity osimage.Verity
-	device string // the verified root
+	said    osimage.Boot // BootFile, so far
+	drivers *modules.Loader
+	verity  osimage.Verity
+	device  string // the verified root
 }
 
 // phases of this stage. Each must succeed.

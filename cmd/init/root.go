@@ -63,6 +63,7 @@ func (b *boot) find() error {
 		if now() > end {
 			return fmt.Errorf("%w; seen for %v: %s", err, patience, describe(parts))
 		}
+		b.plug() // a controller that came up shows its disks
 	}
 }
 

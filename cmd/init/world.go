@@ -60,17 +60,26 @@ func (b *boot) modules() error {
 	if err != nil {
 		return err
 	}
+	b.drivers = l
+	// What is for other hardware may not load on this; what is missed shows itself
+	// in the next phases.
 	if err := l.Load(l.Listed()...); err != nil {
-		// What is for other hardware may not load on this; what is missed shows itself
-		// in the next phases.
-		say("<4>", "init: "+err.Error())
+		say("<6>", "init: "+err.Error())
 	}
+	b.plug()
 	if _, err := os.Stat(variables); err == nil {
 		if err := unix.Mount("efivarfs", variables, "efivarfs", safe, ""); err != nil && err != unix.EBUSY {
 			say("<4>", "init: mount the firmware's variables: "+err.Error())
 		}
 	}
 	return nil
+}
+
+// plug loads drivers for the hardware that is there by now.
+func (b *boot) plug() {
+	if err := b.drivers.Coldplug("/sys"); err != nil {
+		say("<6>", "init: "+err.Error())
+	}
 }
 
 // watchdog starts the machine's watchdog, where a driver is there already: what

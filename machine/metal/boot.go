@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,9 +18,12 @@ import (
 	"github.com/holdfast-edge/holdfast/machine"
 	"github.com/holdfast-edge/holdfast/machine/box"
 	"github.com/holdfast-edge/holdfast/machine/faults"
+	"github.com/holdfast-edge/holdfast/machine/metal/disks"
 	"github.com/holdfast-edge/holdfast/machine/metal/harden"
 	"github.com/holdfast-edge/holdfast/machine/metal/modules"
+	"github.com/holdfast-edge/holdfast/machine/metal/network"
 	"github.com/holdfast-edge/holdfast/machine/metal/screen"
+	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
 	"github.com/holdfast-edge/holdfast/machine/metal/watchdog"
 	"github.com/holdfast-edge/holdfast/osimage"
 )
@@ -38,7 +42,13 @@ type metal struct {
 	modules *modules.Loader
 	listed  chan error // the modules that are loaded meanwhile
 	screen  *screen.Screen
-	box     box.Box
+
+	public  string // folder for what is no secret and outlives STATE
+	tpm     *tpm.TPM
+	box     box.Box         // nil until there is a place for one
+	disks   *disks.Disks    // nil while they are not open
+	limits  *machine.Limits // why the machine cannot run, if it cannot
+	network *network.Manager
 
 	background sync.WaitGroup // ends with ctx
 }
@@ -57,6 +67,10 @@ var phases = []phase{
 	{"screen", (*metal).bootScreen},
 	{"devices", (*metal).bootDevices},
 	{"memory", (*metal).bootMemory},
+	{"esp", (*metal).bootESP},
+	{"tpm", (*metal).bootTPM},
+	{"disks", (*metal).bootDisks},
+	{"network", (*metal).bootNetwork},
 	{"modules", (*metal).bootModules},
 }
 
@@ -128,11 +142,8 @@ func (m *metal) bootMounts(context.Context) error {
 	if err := harden.Limits(); err != nil {
 		return err
 	}
-	if err := writeNames("holdfast"); err != nil {
+	if err := writeNames(hostname); err != nil {
 		return err
-	}
-	if m.booted.ESP == "" {
-		return nil // started without firmware, from a disk without a boot partition
 	}
 	return nil
 }
@@ -265,17 +276,19 @@ func (m *metal) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	})
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
+	if err := m.standIn(); err != nil {
 		return err
 	}
-	err := machine.Run(ctx, machine.Config{
-		StateDir: stateDir, DataDir: dataDir, RunDir: runDir, BinDir: "/usr/lib/holdfast",
-		Seed: seedFile, Hostname: "holdfast",
-		Memory: int64(info.Totalram) * int64(info.Unit),
-		Faults: m.faults, Screen: m.screen, Log: m.log,
-		StopTime: stopTime,
-	})
+	if m.limits != nil {
+		if err := machine.Limited(ctx, m.config(), *m.limits); err != nil {
+			return m.ended(ctx, err)
+		}
+	}
+	return m.ended(ctx, machine.Run(ctx, m.config()))
+}
+
+// ended tells an end that was asked for, which is no error, from others.
+func (m *metal) ended(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errRequested) {
 		return nil
 	}
@@ -283,6 +296,47 @@ func (m *metal) run(ctx context.Context) error {
 		err = errors.New("it ended by itself")
 	}
 	return fmt.Errorf("run the machine: %w", err)
+}
+
+// config is what the machine is told of where it is.
+func (m *metal) config() machine.Config {
+	var info unix.Sysinfo_t
+	unix.Sysinfo(&info) // cannot fail with a good pointer; 0 is unknown
+	return machine.Config{
+		StateDir: stateDir, DataDir: dataDir, RunDir: runDir, BinDir: "/usr/lib/holdfast",
+		Box: m.box, PublicDir: m.public, Seed: seedFile, Network: m.hints,
+		Hostname: hostname, Serial: serialNumber(),
+		Memory: int64(info.Totalram) * int64(info.Unit),
+		OS:     machine.OS{Version: osVersion(), Slot: m.booted.Slot},
+		Faults: m.faults, Screen: m.screen, LinkState: m.contact,
+		StopTime: stopTime, Log: m.log,
+	}
+}
+
+// hostname is every machine's until it has a name of its own in Kubernetes.
+const hostname = "holdfast"
+
+// serialNumber is the box's, as its maker wrote it into the firmware.
+func serialNumber() string {
+	text, err := os.ReadFile("/sys/class/dmi/id/product_serial")
+	if err != nil {
+		return "" // not every board says
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// osVersion is the running OS image's.
+func osVersion() string {
+	text, err := os.ReadFile("/usr/lib/os-release")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "IMAGE_VERSION="); ok {
+			return strings.Trim(v, `"`)
+		}
+	}
+	return ""
 }
 
 // stopTime is how long pods may take to end.

@@ -20,7 +20,6 @@ const (
 	cgroupRoot = "/sys/fs/cgroup"
 	runDir     = "/run/holdfast"
 	espDir     = "/efi"
-	seedFile   = "/usr/share/holdfast/seed.json"
 	stateDir   = "/state"
 	dataDir    = "/data"
 )

@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -97,6 +98,13 @@ func (m *metal) down() error {
 	if err := unmountAll("/proc/self/mountinfo"); err != nil {
 		m.ring.say(levelWarn, "down: "+err.Error())
 	}
+	if m.disks != nil {
+		closing, cancel := context.WithTimeout(context.Background(), grace)
+		if err := m.disks.Close(closing); err != nil {
+			m.ring.say(levelWarn, "down: "+err.Error())
+		}
+		cancel()
+	}
 	unix.Sync()
 	command := unix.LINUX_REBOOT_CMD_RESTART
 	if action == off {
@@ -135,8 +143,11 @@ func others() bool {
 	return unix.Kill(-1, 0) == nil
 }
 
-// ours are the file systems that have no disk of ours below them, or are the root.
+// Without a disk of ours below them, or the root: file systems by kind, and the
+// machine's own in memory by place; those of pods lie on what is to go.
 var without = []string{"proc", "sysfs", "devtmpfs", "erofs", "cgroup2", "securityfs", "bpf", "pstore", "devpts", "mqueue", "efivarfs", "rootfs"}
+
+var inMemory = []string{"/tmp", "/var", "/run", "/dev/shm"}
 
 // unmountAll unmounts what lies on disks, last mounted first; what does not go is
 // made read-only, so that it is clean.
@@ -166,7 +177,7 @@ func toUnmount(mountinfo string) []string {
 		if dash < 5 || dash+1 >= len(fields) {
 			continue
 		}
-		if kind := fields[dash+1]; slices.Contains(without, kind) || (kind == "tmpfs" && !strings.HasPrefix(fields[4], dataDir)) {
+		if kind := fields[dash+1]; slices.Contains(without, kind) || (kind == "tmpfs" && slices.Contains(inMemory, fields[4])) {
 			continue
 		}
 		list = append(list, unescape(fields[4]))

@@ -1,0 +1,119 @@
+package metal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestPhasesAreATable: names are words for people, each once, and what others
+// build on stands before them.
+func TestPhasesAreATable(t *testing.T) {
+	var names []string
+	for _, p := range phases {
+		if p.name == "" || p.do == nil || slices.Contains(names, p.name) {
+			t.Errorf("phase %q", p.name)
+		}
+		names = append(names, p.name)
+	}
+	for _, order := range [][2]string{
+		{"mounts", "settings"}, {"watchdog", "devices"}, {"screen", "devices"}, {"devices", "memory"}, {"devices", "modules"},
+		{"devices", "tpm"}, {"tpm", "disks"}, {"disks", "network"},
+	} {
+		if a, b := slices.Index(names, order[0]), slices.Index(names, order[1]); a < 0 || a > b {
+			t.Errorf("%s must come before %s: %v", order[0], order[1], names)
+		}
+	}
+}
+
+func TestFailedBootsAreNoStorm(t *testing.T) {
+	for _, c := range []struct{ since, want time.Duration }{
+		{3 * time.Second, 57 * time.Second}, {55 * time.Second, standing}, {time.Hour, standing},
+	} {
+		if got := lingerFor(c.since); got != c.want {
+			t.Errorf("%v after the kernel: got %v, want %v", c.since, got, c.want)
+		}
+	}
+}
+
+const mountinfo = `1 0 0:2 / / rw shared:1 - rootfs rootfs rw
+22 1 254:0 / / ro,nosuid shared:2 - erofs /dev/dm-0 ro
+23 22 0:5 / /dev rw shared:3 - devtmpfs devtmpfs rw
+24 22 0:20 / /run rw shared:4 - tmpfs tmpfs rw
+30 22 254:1 / /efi rw shared:5 - vfat /dev/vda1 rw
+31 22 253:1 / /state rw shared:6 - ext4 /dev/mapper/state rw
+32 22 253:2 / /data rw shared:7 - ext4 /dev/mapper/data rw
+33 22 253:2 /kubelet /var/lib/kubelet rw shared:7 - ext4 /dev/mapper/data rw
+34 33 0:50 / /var/lib/kubelet/pods/x/volumes/a\040b rw shared:8 - tmpfs tmpfs rw
+35 32 0:51 / /data/containerd/merged rw shared:9 - overlay overlay rw
+36 32 0:52 / /data/kubelet/token rw shared:9 - tmpfs tmpfs rw
+broken line
+`
+
+func TestToUnmount(t *testing.T) {
+	want := []string{"/data/kubelet/token", "/data/containerd/merged", "/var/lib/kubelet/pods/x/volumes/a b", "/var/lib/kubelet", "/data", "/state", "/efi"}
+	if got := toUnmount(mountinfo); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// TestSwapHeader: the tools of others must take it for what it is.
+func TestSwapHeader(t *testing.T) {
+	const size = 1 << 20
+	path := filepath.Join(t.TempDir(), "swap")
+	data := make([]byte, size)
+	copy(data, swapHeader(size))
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("blkid", "-p", "-o", "export", path).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "TYPE=swap") || !strings.Contains(string(out), "VERSION=1") {
+		t.Errorf("blkid says %v: %s", err, out)
+	}
+}
+
+func TestLogGoesToTheRing(t *testing.T) {
+	var out bytes.Buffer
+	r := &ring{to: &out}
+	l := r.logger()
+	l.Info("booted", "machine", "abc")
+	l.With("part", "door").WithGroup("peer").Warn("it\nis odd", "err", errors.New("no"))
+	l.Log(context.Background(), slog.LevelDebug, "unseen")
+	l.Error(strings.Repeat("x", 2000))
+	r.notices().Write([]byte("holdfast: one\nholdfast: two\n"))
+	got := strings.Split(strings.TrimSpace(out.String()), "\n")
+	want := []string{
+		"<6>holdfast: msg=booted machine=abc",
+		`<4>holdfast: msg="it\nis odd" part=door peer.err=no`,
+		"", "<5>holdfast: one", "<5>holdfast: two",
+	}
+	if len(got) != len(want) {
+		t.Fatalf("got %d lines: %q", len(got), got)
+	}
+	for i, w := range want {
+		if w != "" && got[i] != w {
+			t.Errorf("line %d: got %q, want %q", i, got[i], w)
+		}
+	}
+	if len(got[2]) > 1000 || !strings.HasPrefix(got[2], "<3>") {
+		t.Errorf("a long line has %d bytes", len(got[2]))
+	}
+}
+
+func TestTheFirstRequestCounts(t *testing.T) {
+	p := newPower()
+	p.request(off, "the button")
+	p.request(reboot, "an update")
+	<-p.asked
+	if a, why := p.requested(); a != off || why != "the button" {
+		t.Errorf("got %s, %s", a, why)
+	}
+}

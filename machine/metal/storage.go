@@ -1,0 +1,268 @@
+package metal
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"filippo.io/age"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-edge/holdfast/internal/durable"
+	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine"
+	"github.com/holdfast-edge/holdfast/machine/box"
+	"github.com/holdfast-edge/holdfast/machine/faults"
+	"github.com/holdfast-edge/holdfast/machine/metal/disks"
+	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
+	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/release"
+)
+
+const (
+	seedFile    = "/usr/share/holdfast/seed.json"
+	profileFile = "/usr/share/holdfast/profile.json"
+	stickDir    = runDir + "/stick"
+	tpmDevice   = "/dev/tpmrm0"
+	escrowName  = "recovery.age"
+)
+
+// bootESP mounts the partition that the machine was booted from: the machine's
+// own, or the stick's, of which nothing is changed. One that does not mount costs
+// what lies there, hints and updates, and no more.
+func (m *metal) bootESP(context.Context) error {
+	m.public = runDir + "/public"
+	if m.booted.ESP != "" {
+		var err error
+		if m.booted.Slot == slotStick {
+			err = mountStick(m.booted.ESP)
+			m.faults.Set(faults.New(faults.FromStick))
+		} else if err = mountESP(m.booted.ESP); err == nil {
+			m.public = filepath.Join(espDir, osimage.PublicFolder)
+		}
+		if err != nil {
+			m.faults.Set(faults.New(faults.BadDisk, m.booted.Disk, err))
+		}
+	}
+	return os.MkdirAll(m.public, 0o700)
+}
+
+const slotStick = "stick"
+
+func mountStick(device string) error {
+	if err := os.MkdirAll(stickDir, 0o700); err != nil {
+		return err
+	}
+	return unix.Mount("/dev/"+device, stickDir, "vfat", inert|unix.MS_RDONLY, "umask=0077")
+}
+
+// bootTPM opens the TPM and the box that it is. A machine without has a box on
+// its disk, once that is open; one whose TPM is broken says so, and what was
+// sealed to it stays shut.
+func (m *metal) bootTPM(context.Context) error {
+	t, err := tpm.Open(tpmDevice)
+	if err != nil {
+		if _, missing := os.Stat(tpmDevice); !errors.Is(missing, fs.ErrNotExist) {
+			m.faults.Set(faults.New(faults.NoTPM, err))
+		}
+		m.log.Info("no TPM", "err", err)
+		return nil
+	}
+	b, err := t.Box()
+	if err != nil {
+		m.faults.Set(faults.New(faults.NoTPM, err))
+		return nil
+	}
+	m.tpm, m.box = t, b
+	return nil
+}
+
+// profile is what of the OS image's profile concerns the machine.
+type profile struct {
+	StateSize   int64 `json:"stateSize"`
+	DataSizeMin int64 `json:"dataSizeMin"`
+}
+
+// bootDisks opens the machine's disk. What people have to mend is no failed boot
+// but a limited machine; on a trial it is one, since the old slot may do better.
+func (m *metal) bootDisks(ctx context.Context) error {
+	options, err := m.diskOptions()
+	if err != nil {
+		return err
+	}
+	opened, err := disks.Open(ctx, options)
+	if err == nil {
+		return m.settle(opened)
+	}
+	if m.counted() {
+		return err
+	}
+	f := diskFault(err, m.booted.Disk)
+	m.faults.Set(f)
+	m.limits = &machine.Limits{Reason: f}
+	var locked *disks.LockedError
+	if errors.As(err, &locked) {
+		m.limits.Unlock = func(ctx context.Context, key []byte) error { return m.unlock(ctx, options, key) }
+		if len(locked.Escrow) > 0 {
+			m.limits.Escrow = func() ([]byte, error) { return locked.Escrow, nil }
+		}
+	}
+	return nil
+}
+
+func (m *metal) diskOptions() (disks.Options, error) {
+	o := disks.Options{Boot: m.booted, Notes: m.box, Log: m.log}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return o, err
+	}
+	if o.Verity, err = osimage.ParseVerity(string(line)); err != nil {
+		return o, err
+	}
+	var p profile
+	text, err := os.ReadFile(profileFile)
+	if err != nil {
+		return o, fmt.Errorf("read the OS image's profile: %w", err)
+	}
+	if err := json.Unmarshal(text, &p); err != nil {
+		return o, fmt.Errorf("read the OS image's profile: %w", err)
+	}
+	o.StateSize, o.DataSizeMin = p.StateSize, p.DataSizeMin
+	if m.tpm != nil {
+		o.TPM, o.Escrow = m.tpm, m.escrow
+	}
+	return o, nil
+}
+
+// escrow encrypts a recovery key to those people of the seed's trust who may
+// bring the fleet back. Without any there is no recovery key.
+func (m *metal) escrow(key []byte) ([]byte, error) {
+	var seed release.Seed
+	if err := durable.ReadJSON(seedFile, &seed); err != nil {
+		return nil, fmt.Errorf("read the fleet seed: %w", err)
+	}
+	_, trust, err := seed.Anchor()
+	if err != nil {
+		return nil, err
+	}
+	var people []age.Recipient
+	for _, r := range trust.Recovery {
+		p, err := age.ParseX25519Recipient(r)
+		if err != nil {
+			return nil, fmt.Errorf("recovery recipient of trust.yaml: %w", err)
+		}
+		people = append(people, p)
+	}
+	text, err := wire.SignEscrow(wire.Escrow{Fleet: seed.FleetID, Key: key}, m.box.Signer())
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	w, err := age.Encrypt(&out, people...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(text); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), w.Close()
+}
+
+// unlock opens a locked disk with what people brought.
+func (m *metal) unlock(ctx context.Context, o disks.Options, key []byte) error {
+	opened, err := disks.Unlock(ctx, o, key)
+	if errors.Is(err, disks.ErrWrongKey) {
+		return fmt.Errorf("%w: %w", machine.ErrWrongKey, err)
+	}
+	if err != nil {
+		return err
+	}
+	return m.settle(opened)
+}
+
+// settle puts everything in its place on open disks.
+func (m *metal) settle(d *disks.Disks) error {
+	m.disks = d
+	for _, made := range d.Made {
+		m.ring.say(levelNotice, "disk: "+made)
+	}
+	if d.Swapped {
+		m.faults.Set(faults.New(faults.StateSwapped, strings.Join(d.Made, "; ")))
+	}
+	if m.booted.Slot == slotStick && d.ESP != "" {
+		if err := mountESP(d.ESP); err != nil {
+			return err
+		}
+		m.public = filepath.Join(espDir, osimage.PublicFolder)
+		if err := os.MkdirAll(m.public, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := bindLasting(); err != nil {
+		return err
+	}
+	if err := keepMachineID(); err != nil {
+		return err
+	}
+	if m.box == nil { // no TPM: the key is as safe as the disk
+		b, err := box.OpenFolder(stateDir + "/box")
+		if err != nil {
+			return err
+		}
+		m.box = b
+	}
+	if m.box.Protection() == box.ProtectionNone {
+		m.faults.Set(faults.New(faults.Unprotected))
+	}
+	if escrow := d.Escrow(); escrow != nil {
+		kept := filepath.Join(m.public, escrowName)
+		if old, err := os.ReadFile(kept); err != nil || !bytes.Equal(old, escrow) {
+			if err := durable.WriteFile(kept, escrow, 0o600); err != nil {
+				return fmt.Errorf("keep the escrow of the recovery key: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// counted tells whether the boot loader counts this boot: the OS is on trial.
+func (m *metal) counted() bool {
+	found, _ := filepath.Glob("/sys/firmware/efi/efivars/LoaderBootCountPath-*")
+	return len(found) > 0
+}
+
+// diskFault is what people are told of a disk that did not open.
+func diskFault(err error, disk string) faults.Fault {
+	var locked *disks.LockedError
+	var foreign *disks.ForeignError
+	switch {
+	case errors.As(err, &locked) && len(locked.Differs) > 0:
+		return faults.New(faults.LockedBoot, strings.Join(locked.Differs, ", "))
+	case errors.As(err, &locked):
+		return faults.New(faults.Locked, locked.Reason)
+	case errors.As(err, &foreign):
+		return faults.New(faults.ForeignDisk, foreign.Disk, foreign.What)
+	case errors.Is(err, disks.ErrSeveral):
+		return faults.New(faults.SeveralDisks, err)
+	case errors.Is(err, disks.ErrNoDisk), errors.Is(err, disks.ErrSmall):
+		return faults.New(faults.NoDisk, err)
+	}
+	return faults.New(faults.BadDisk, disk, err)
+}
+
+// standIn is the box of a machine that has neither TPM nor disk: it lasts until
+// the next boot, and nobody knows the machine by it.
+func (m *metal) standIn() error {
+	if m.box != nil {
+		return nil
+	}
+	b, err := box.OpenFolder(runDir + "/box")
+	m.box = b
+	return err
+}
