@@ -79,6 +79,9 @@ type Config struct {
 	// SignedTime is told the newest signed time, at boot and when it rises. Nil:
 	// nobody is told.
 	SignedTime func(time.Time)
+	// Pulse is called every few seconds as long as the machine's processes are
+	// looked after: for a watchdog. Nil: nobody is told.
+	Pulse func()
 	// StopTime is how long all pods together may take to end when the machine
 	// stops. 0: they end with the machine.
 	StopTime time.Duration
@@ -347,13 +350,36 @@ func (m *Machine) bootProcesses(ctx context.Context) error {
 	return nil
 }
 
+// pulseEvery is well below the 10 s in which a watchdog wants to hear something.
+const pulseEvery = 3 * time.Second
+
+// pulse tells the watchdog that the supervisor's loop goes round. It goes on
+// while the machine stops, until the last process is gone.
+func (m *Machine) pulse(ctx context.Context) {
+	for {
+		if m.cluster.supervisor.Alive(ctx) != nil {
+			return // it has ended: ctx does not
+		}
+		m.config.Pulse()
+		select {
+		case <-m.stopping.processesGone:
+			return
+		case <-time.After(pulseEvery):
+		}
+	}
+}
+
 // runProcesses keeps the processes running until ctx ends or the machine stops.
 func (m *Machine) runProcesses(ctx context.Context) {
+	pulsing := context.WithoutCancel(ctx) // it ends with the supervisor
 	ctx, m.stopping.processes = context.WithCancel(ctx)
 	m.group.Go(func() error {
 		defer close(m.stopping.processesGone)
 		return m.cluster.supervisor.Run(ctx)
 	})
+	if m.config.Pulse != nil {
+		m.group.Go(func() error { m.pulse(pulsing); return nil })
+	}
 }
 
 func (m *Machine) onExit(name string, e supervise.Exit) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +35,8 @@ func TestShutdown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer containerd.Close()
-	m := newMachine(Config{Log: quiet(), StopTime: time.Minute})
+	var pulses atomic.Int32
+	m := newMachine(Config{Log: quiet(), StopTime: time.Minute, Pulse: func() { pulses.Add(1) }})
 	m.containerd = containerd
 	m.cluster = &cluster{log: quiet(), supervisor: supervise.New(supervise.Config{Log: quiet(), OnExit: func(name string, e supervise.Exit) {
 		mu.Lock()
@@ -75,6 +77,9 @@ func TestShutdown(t *testing.T) {
 	}
 	if err := m.group.Wait(); err != nil {
 		t.Error(err)
+	}
+	if pulses.Load() == 0 {
+		t.Error("no pulse was felt")
 	}
 }
 

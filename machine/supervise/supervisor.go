@@ -250,6 +250,23 @@ func (s *Supervisor) Restart(ctx context.Context, name string) error {
 	return s.send(ctx, evRestart{name})
 }
 
+// Alive returns nil when the supervisor has handled an event since the call: its
+// loop goes round.
+func (s *Supervisor) Alive(ctx context.Context) error {
+	changed := s.Changed()
+	if err := s.send(ctx, evTick{}); err != nil {
+		return err
+	}
+	select {
+	case <-changed:
+		return nil
+	case <-s.ended:
+		return ErrNotRunning
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (s *Supervisor) send(ctx context.Context, e event) error {
 	select {
 	case <-s.ended:
