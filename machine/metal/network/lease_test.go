@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,12 +18,11 @@ import (
 
 // server grants as it is told, and keeps what it was asked, with the minute.
 type server struct {
-	began   time.Time
-	length  time.Duration
-	refuse  bool
-	silent  bool
-	log     []string
-	granted int
+	began  time.Time
+	length time.Duration
+	refuse atomic.Bool
+	silent atomic.Bool
+	log    []string
 }
 
 func (s *server) note(what string) {
@@ -30,11 +30,10 @@ func (s *server) note(what string) {
 }
 
 func (s *server) answer(ctx context.Context) (*lease, error) {
-	if s.silent {
+	if s.silent.Load() {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	s.granted++
 	return &lease{Address: netip.MustParsePrefix("192.0.2.50/24"), From: time.Now(), Length: s.length}, nil
 }
 
@@ -45,7 +44,7 @@ func (s *server) request(ctx context.Context) (*lease, error) {
 
 func (s *server) extend(ctx context.Context, _ *lease, all bool) (*lease, error) {
 	s.note(map[bool]string{false: "renew", true: "rebind"}[all])
-	if s.refuse {
+	if s.refuse.Load() {
 		return nil, errRefused
 	}
 	return s.answer(ctx)
@@ -84,7 +83,7 @@ func TestLeaseIsRenewedAtHalfItsTime(t *testing.T) {
 }
 
 func TestLeaseIsReboundAndEnds(t *testing.T) {
-	asked, told := live(t, time.Hour, func(s *server, _ chan<- struct{}) { s.silent = true; time.Sleep(61 * time.Minute) })
+	asked, told := live(t, time.Hour, func(s *server, _ chan<- struct{}) { s.silent.Store(true); time.Sleep(61 * time.Minute) })
 	if got := strings.Join(told, " "); !strings.HasPrefix(got, "lease@0s none@1h0m") {
 		t.Errorf("told %s", got)
 	}
@@ -95,7 +94,7 @@ func TestLeaseIsReboundAndEnds(t *testing.T) {
 }
 
 func TestLeaseThatIsRefusedIsGoneAtOnce(t *testing.T) {
-	_, told := live(t, time.Hour, func(s *server, _ chan<- struct{}) { s.refuse = true; time.Sleep(31 * time.Minute) })
+	_, told := live(t, time.Hour, func(s *server, _ chan<- struct{}) { s.refuse.Store(true); time.Sleep(31 * time.Minute) })
 	if got := strings.Join(told, " "); got != "lease@0s none@30m0s lease@30m0s" {
 		t.Errorf("told %s", got)
 	}
@@ -117,7 +116,8 @@ func TestCableAsksEverybody(t *testing.T) {
 
 func TestNobodyAnswers(t *testing.T) {
 	asked, told := live(t, time.Hour, func(s *server, _ chan<- struct{}) {
-		s.silent, s.refuse = true, true
+		s.silent.Store(true)
+		s.refuse.Store(true)
 		time.Sleep(2 * time.Hour)
 	})
 	if len(asked) < 60 || len(asked) > 400 || told[len(told)-1][:4] != "none" {
