@@ -11,7 +11,7 @@ import (
 // goes, the machine ends in a good slot with the configuration that belongs to it.
 // One seed gives one run; a failure prints it.
 func TestSimulation(t *testing.T) {
-	runs := 150
+	runs := 100
 	if testing.Short() {
 		runs = 20
 	}
