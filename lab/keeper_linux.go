@@ -35,6 +35,7 @@ type keeper struct {
 	mu   sync.Mutex // guards what follows
 	last *Wanted
 	kept map[string]bool
+	dhcp map[string]bool // LANs with a server
 }
 
 // Keep is the life of the keeper process: it returns when the lab is to end and
@@ -48,7 +49,7 @@ func (l Lab) Keep(ctx context.Context, network int, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	k := &keeper{lab: l, world: w, log: log, kept: map[string]bool{}}
+	k := &keeper{lab: l, world: w, log: log, kept: map[string]bool{}, dhcp: map[string]bool{}}
 	defer k.wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -100,7 +101,7 @@ func (k *keeper) look(ctx context.Context, w *Wanted) {
 	k.keep(ctx, k.lab.hub(), w.Hub.Run, k.startHub)
 	for _, m := range w.Machines {
 		key := m.Key()
-		k.keep(ctx, k.lab.machine(m), m.Run, func() (*exec.Cmd, error) { return k.startMachine(key) })
+		k.keep(ctx, k.lab.machine(m), m.Run, func() (*exec.Cmd, error) { return k.startMachine(ctx, key) })
 	}
 }
 
@@ -184,7 +185,7 @@ func (l Lab) keeperCommand(w *Wanted) []string {
 }
 
 // startMachine returns the command of a machine's outer process.
-func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
+func (k *keeper) startMachine(ctx context.Context, key string) (*exec.Cmd, error) {
 	w := k.wanted()
 	m, err := w.Find(key)
 	if err != nil || !m.Run {
@@ -193,6 +194,10 @@ func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
 	lan := "lan" + strconv.Itoa(m.LAN)
 	if err := k.world.AddLAN(lan, netip.PrefixFrom(m.Gateway(), 24)); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", key, err)
+	}
+	if m.Virtual() {
+		k.serveDHCP(ctx, lan)
+		return k.startBox(w, *m)
 	}
 	cmd, err := command(k.lab.machine(*m), w.Machined, "hosted",
 		"--root", k.lab.MachineDir(*m), "--folder", m.Folder, "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
@@ -284,8 +289,8 @@ func (l Lab) Start(w *Wanted) error {
 func (l Lab) clean(w *Wanted) error {
 	var faults []error
 	for _, m := range w.Machines {
-		if _, err := os.Stat(l.MachineDir(m)); err != nil {
-			continue // it never ran
+		if _, err := os.Stat(l.MachineDir(m)); err != nil || m.Virtual() {
+			continue // it never ran, or leaves nothing
 		}
 		faults = append(faults, hosted.Clean(hosted.Spec{Name: l.hostName(m), Root: l.MachineDir(m)}))
 	}

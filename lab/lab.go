@@ -1,13 +1,14 @@
-// Package lab runs virtual sites of a fleet on one computer: a hub and hosted
-// machines, each in its own namespaces, on a network that exists nowhere else.
+// Package lab runs virtual sites of a fleet on one computer: a hub and machines,
+// hosted ones in namespaces of their own or virtual ones with the OS image, on a
+// network that exists nowhere else.
 // It promises that a lab ends by no kill but one of all its processes at the
 // same moment, since they keep each other; that it comes back after a restart of
 // anything; and that Down leaves nothing on the host. It leaves out adoption and
 // releases: those are done on the fleet repo with the same verbs as for real sites.
 //
 //	holdfast lab keeper ──keeps──> holdfast hub serve
-//	        ▲        └────keeps──> machined hosted (one for each machine)
-//	        └────────────────keep──── both of them
+//	        ▲        └────keeps──> machined hosted, or holdfast lab box (one for each machine)
+//	        └────────────────keep──── all of them
 package lab
 
 import (
@@ -52,7 +53,16 @@ type Hub struct {
 	Address string `json:"address"` // on the host's loopback, for people
 }
 
-// Machine is one hosted machine.
+// Runtime is how a machine is run.
+type Runtime string
+
+// The runtimes. A lab of an older program says nothing: it is hosted.
+const (
+	Hosted  Runtime = "hosted" // processes of this computer, in namespaces
+	Virtual Runtime = "vm"     // the OS image in a virtual machine
+)
+
+// Machine is one machine.
 type Machine struct {
 	Site   string `json:"site"`
 	Name   string `json:"name"`
@@ -65,7 +75,19 @@ type Machine struct {
 	// Folder is what the machine sees as /machine: its key, seed and console. It
 	// is the box itself, and so outlives the lab, which is only its disks.
 	Folder string `json:"folder"`
+
+	Runtime Runtime `json:"runtime,omitempty"`
+	// What follows is for virtual machines.
+	OS        string  `json:"os,omitempty"`    // folder of parts of its OS image
+	Disks     []int64 `json:"disks,omitempty"` // their sizes in bytes
+	Stick     bool    `json:"stick,omitempty"` // the OS image on a stick is plugged in
+	Unplugged bool    `json:"unplugged,omitempty"`
+	Accel     string  `json:"accel,omitempty"`
+	Clock     string  `json:"clock,omitempty"` // what its clock shows at each start; "": the time
 }
+
+// Virtual tells whether the machine is a virtual one.
+func (m Machine) Virtual() bool { return m.Runtime == Virtual }
 
 // Address is the machine's address on its site's LAN.
 func (m Machine) Address() netip.Addr {

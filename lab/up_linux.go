@@ -39,6 +39,12 @@ func (l Lab) Prepare(w *Wanted, seed any, hubKey []byte) error {
 		if err := durable.MkdirAll(folder, 0o700); err != nil {
 			return err
 		}
+		if m.Virtual() { // its seed is in the OS image, and the rest on its disk
+			if err := l.prepareDisks(m); err != nil {
+				return fmt.Errorf("prepare machine %s: %w", m.Key(), err)
+			}
+			continue
+		}
 		if err := writeNew(filepath.Join(folder, "seed.json"), func(path string) error { return durable.WriteJSON(path, seed, 0o600) }); err != nil {
 			return err
 		}
@@ -58,6 +64,9 @@ func writeNew(path string, write func(string) error) error {
 
 // Console is what a machine's console shows; "" before its first start.
 func (l Lab) Console(m Machine) string {
+	if m.Virtual() {
+		return l.lastLines(m, 20)
+	}
 	b, err := os.ReadFile(filepath.Join(m.Folder, "console"))
 	if err != nil {
 		return ""
@@ -67,6 +76,9 @@ func (l Lab) Console(m Machine) string {
 
 // Code is the code on a machine's console; "" before its first start.
 func (l Lab) Code(m Machine) string {
+	if m.Virtual() {
+		return codeIn(l.serial(m))
+	}
 	for line := range strings.Lines(l.Console(m)) {
 		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "code "); ok {
 			return strings.TrimSpace(rest)
