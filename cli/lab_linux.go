@@ -35,11 +35,13 @@ func (e *env) lab() *cobra.Command {
 		Use:     "lab",
 		Short:   "virtual sites on this computer, with a hub (root)",
 		GroupID: "run",
-		Long: `A lab runs sites of your fleet on this computer: a hub and hosted machines, each in
-namespaces of its own, on a network that exists nowhere else. The machines are real:
-real Kubernetes, real releases, no pull from anywhere. Nothing of the host is changed,
-and lab down leaves nothing behind.`,
+		Long: `A lab runs sites of your fleet on this computer: a hub and machines, on a network that
+exists nowhere else. The machines are real: real Kubernetes, real releases, no pull from
+anywhere. Hosted ones run in namespaces of their own; with --runtime vm they are virtual
+machines with the OS image, UEFI, Secure Boot, a TPM and disks, whose power can be cut.
+Nothing of the host is changed, and lab down leaves nothing behind.`,
 		Example: `  holdfast lab up berlin-0417 london-0301
+  holdfast lab up berlin-0417 --runtime vm
   holdfast lab status
   holdfast lab fetch berlin-0417 30080
   holdfast lab down`,
@@ -51,6 +53,7 @@ and lab down leaves nothing behind.`,
 		e.labSwitch(&dir, "stop", "end the hub or a machine, and leave it ended", false),
 		e.labSwitch(&dir, "start", "start the hub or a machine again", true),
 		e.labKill(&dir), e.labKeeper(&dir))
+	cmd.AddCommand(e.labVirtual(&dir)...)
 	return cmd
 }
 
@@ -80,6 +83,8 @@ type upOptions struct {
 	listen   string
 	recovery string
 	keep     bool
+	runtime  string
+	os       string
 }
 
 func (e *env) labUp(dir *string) *cobra.Command {
@@ -93,13 +98,22 @@ adopts the machines by the codes on their consoles, releases, and waits until th
 are well. Each phase is timed. It commits the machines to the fleet repo, so try it in a
 clone of your real one. Running it again starts what is not running.`,
 		ValidArgsFunction: e.completeSites,
-		RunE:              func(c *cobra.Command, a []string) error { return e.runLabUp(c.Context(), *dir, a, o) },
+		RunE: func(c *cobra.Command, a []string) error {
+			if r := lab.Runtime(o.runtime); r != lab.Hosted && r != lab.Virtual {
+				return &Error{Err: fmt.Errorf("--runtime %s: want %s or %s", o.runtime, lab.Hosted, lab.Virtual), Code: CodeUsage}
+			}
+			return e.runLabUp(c.Context(), *dir, a, o)
+		},
 	}
 	flags := cmd.Flags()
 	flags.Int64Var(&o.memory, "memory", labMemory, "bytes of memory that a machine may use")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the hub on this computer")
 	flags.StringVar(&o.recovery, "recovery", "", "file with the recovery key, to take the hub's key out of the fleet repo; default: where init put it")
 	flags.StringVar(&e.key, "key", "", "SSH key of a signer and operator")
+	flags.StringVar(&o.runtime, "runtime", string(lab.Hosted), "how new machines run: hosted, or vm")
+	flags.StringVar(&o.os, "os", "", "folder that holdfast os build wrote, for --runtime vm; default: built here")
+	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{string(lab.Hosted), string(lab.Virtual)}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.MarkFlagDirname("os")
 	return cmd
 }
 
@@ -158,6 +172,9 @@ func (e *env) runLabUp(ctx context.Context, dir string, names []string, o upOpti
 		return err
 	}
 	watch.lap("preflight: %d machines fit here", len(w.Machines))
+	if err := e.labOS(ctx, l, w, o, watch); err != nil {
+		return err
+	}
 	if err := e.labStart(ctx, l, w, r, o); err != nil {
 		return err
 	}
@@ -243,7 +260,11 @@ func (e *env) labWanted(l lab.Lab, r *repo, f *fleet.Fleet, sites []*fleet.Site,
 		if err != nil {
 			return nil, coded(CodeFaults, err)
 		}
+		known := len(w.Machines)
 		m := w.Add(s.Name, name, o.memory, filepath.Join(filepath.Dir(labPointer(r.GitDir())), "machines"))
+		if len(w.Machines) > known && lab.Runtime(o.runtime) == lab.Virtual {
+			m.Runtime, m.Disks = lab.Virtual, virtualDisks
+		}
 		m.Run, m.State, m.Data = true, int64(resolved.Class.StateSize), int64(resolved.Class.DataSize)
 	}
 	return w, nil
@@ -267,12 +288,20 @@ func (e *env) preflight(ctx context.Context, l lab.Lab, w *lab.Wanted) error {
 	} else {
 		want.Machines = max(1, len(w.Machines)-max(0, alive-2))
 	}
-	report := preflight.Check(ctx, want)
-	if report.OK() {
+	var failed []preflight.Item
+	virtual, hosted := anyVirtual(w)
+	if hosted {
+		failed = preflight.Check(ctx, want).Failed()
+	}
+	if virtual {
+		want.Virtual, want.Memory = true, w.Machines[0].Memory+virtualOverhead
+		failed = append(failed, preflight.Check(ctx, want).Failed()...)
+	}
+	if len(failed) == 0 {
 		return nil
 	}
 	var b strings.Builder
-	for _, i := range report.Failed() {
+	for _, i := range failed {
 		fmt.Fprintf(&b, "\n  %s: found %s, need %s\n    next: %s", i.Name, i.Found, i.Need, i.Fix)
 	}
 	return fmt.Errorf("this computer cannot run the lab:%s", b.String())
@@ -346,7 +375,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 // labAdopt takes machines in that their sites do not list yet, by the codes on
 // their consoles.
 func (e *env) labAdopt(ctx context.Context, l lab.Lab, w *lab.Wanted, r *repo, c *operator.Client, watch *stopwatch) error {
-	deadline, cancel := context.WithTimeout(ctx, 60*time.Second)
+	deadline, cancel := context.WithTimeout(ctx, patience(w, 60*time.Second))
 	defer cancel()
 	for _, m := range w.Machines {
 		if !m.Run {
@@ -414,7 +443,8 @@ func (e *env) labRelease(ctx context.Context, r *repo, watch *stopwatch) error {
 
 // labWait waits until every running site is well with the newest release.
 func (e *env) labWait(ctx context.Context, l lab.Lab, w *lab.Wanted, c *operator.Client, watch *stopwatch) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	most := patience(w, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	pending := map[string]bool{}
 	for _, m := range w.Machines {
@@ -428,10 +458,10 @@ func (e *env) labWait(ctx context.Context, l lab.Lab, w *lab.Wanted, c *operator
 		s, err := fetchStatus(ctx, c, cursor)
 		if err != nil {
 			if ctx.Err() != nil {
-				return e.notWell(l, pending, last)
+				return e.notWell(l, pending, last, most)
 			}
 			if !wait(ctx, 300*time.Millisecond) {
-				return e.notWell(l, pending, last)
+				return e.notWell(l, pending, last, most)
 			}
 			continue
 		}
@@ -479,7 +509,7 @@ func siteLine(s wire.SiteStatus) string {
 	return text
 }
 
-func (e *env) notWell(l lab.Lab, pending map[string]bool, last *wire.Status) error {
+func (e *env) notWell(l lab.Lab, pending map[string]bool, last *wire.Status, most time.Duration) error {
 	var names []string
 	for name := range pending {
 		names = append(names, name)
@@ -487,7 +517,7 @@ func (e *env) notWell(l lab.Lab, pending map[string]bool, last *wire.Status) err
 	if last != nil {
 		writeStatus(e.err, &wire.Status{Head: last.Head, Time: last.Time, Sites: selected(last.Sites, names), Quarantine: last.Quarantine})
 	}
-	return hint(fmt.Errorf("not well within five minutes: %s", strings.Join(names, ", ")), "the machines' logs are in %s", filepath.Join(l.Dir, "machines"))
+	return hint(fmt.Errorf("not well within %s: %s", most, strings.Join(names, ", ")), "the machines' logs are in %s", filepath.Join(l.Dir, "machines"))
 }
 
 // labDone tells how long it took, on the machines too, and what can be done next.
@@ -681,10 +711,11 @@ func (e *env) labKill(dir *string) *cobra.Command {
 
 func (e *env) labCheck() *cobra.Command {
 	var machines int
+	var virtual bool
 	cmd := &cobra.Command{
 		Use: "check", Short: "tell what this computer lacks for a lab, and how many machines fit", Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			report := preflight.Check(c.Context(), preflight.Want{Machines: machines, Dir: "/", Ports: []string{"127.0.0.1:8443"}})
+			report := preflight.Check(c.Context(), preflight.Want{Machines: machines, Virtual: virtual, Dir: "/", Ports: []string{"127.0.0.1:8443"}})
 			if e.output == "json" {
 				if err := e.printJSON(report); err != nil {
 					return err
@@ -699,6 +730,7 @@ func (e *env) labCheck() *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&machines, "machines", 1, "how many machines are wanted")
+	cmd.Flags().BoolVar(&virtual, "vm", false, "look at what virtual machines need")
 	return cmd
 }
 
