@@ -45,7 +45,7 @@ func (b *boot) find() error {
 	if err != nil {
 		return err
 	}
-	for end := now() + patience; ; time.Sleep(20 * time.Millisecond) {
+	for end := now() + patience; ; time.Sleep(50 * time.Millisecond) {
 		parts, err := partitions("/sys/class/block")
 		if err != nil {
 			return err
@@ -63,7 +63,7 @@ func (b *boot) find() error {
 		if now() > end {
 			return fmt.Errorf("%w; seen for %v: %s", err, patience, describe(parts))
 		}
-		b.plug() // a controller that came up shows its disks
+		b.plug() // controllers, and then disks on them; a disk on virtio was there at once
 	}
 }
 

@@ -66,7 +66,6 @@ func (b *boot) modules() error {
 	if err := l.Load(l.Listed()...); err != nil {
 		say("<6>", "init: "+err.Error())
 	}
-	b.plug()
 	if _, err := os.Stat(variables); err == nil {
 		if err := unix.Mount("efivarfs", variables, "efivarfs", safe, ""); err != nil && err != unix.EBUSY {
 			say("<4>", "init: mount the firmware's variables: "+err.Error())

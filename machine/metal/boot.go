@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine"
 	"github.com/holdfast-edge/holdfast/machine/box"
 	"github.com/holdfast-edge/holdfast/machine/faults"
+	"github.com/holdfast-edge/holdfast/machine/metal/clock"
 	"github.com/holdfast-edge/holdfast/machine/metal/disks"
 	"github.com/holdfast-edge/holdfast/machine/metal/harden"
 	"github.com/holdfast-edge/holdfast/machine/metal/modules"
@@ -48,6 +49,7 @@ type metal struct {
 	box     box.Box         // nil until there is a place for one
 	disks   *disks.Disks    // nil while they are not open
 	limits  *machine.Limits // why the machine cannot run, if it cannot
+	clock   *clock.Clock
 	network *network.Manager
 
 	background sync.WaitGroup // ends with ctx
@@ -66,8 +68,10 @@ var phases = []phase{
 	{"settings", (*metal).bootSettings},
 	{"screen", (*metal).bootScreen},
 	{"devices", (*metal).bootDevices},
+	{"button", (*metal).bootButton},
 	{"memory", (*metal).bootMemory},
 	{"esp", (*metal).bootESP},
+	{"clock", (*metal).bootClock},
 	{"tpm", (*metal).bootTPM},
 	{"disks", (*metal).bootDisks},
 	{"network", (*metal).bootNetwork},
@@ -306,9 +310,10 @@ func (m *metal) config() machine.Config {
 		StateDir: stateDir, DataDir: dataDir, RunDir: runDir, BinDir: "/usr/lib/holdfast",
 		Box: m.box, PublicDir: m.public, Seed: seedFile, Network: m.hints,
 		Hostname: hostname, Serial: serialNumber(),
-		Memory: int64(info.Totalram) * int64(info.Unit),
-		OS:     machine.OS{Version: osVersion(), Slot: m.booted.Slot},
-		Faults: m.faults, Screen: m.screen, LinkState: m.contact,
+		Memory:   int64(info.Totalram) * int64(info.Unit),
+		OS:       machine.OS{Version: osRelease("IMAGE_VERSION"), Slot: m.booted.Slot},
+		Platform: m.platform(), Upstreams: m.upstreams, Configure: m.configure,
+		Faults: m.faults, Screen: m.screen, LinkState: m.contact, SignedTime: m.clock.Signed, Pulse: m.pulse.Beat,
 		StopTime: stopTime, Log: m.log,
 	}
 }
@@ -325,14 +330,14 @@ func serialNumber() string {
 	return strings.TrimSpace(string(text))
 }
 
-// osVersion is the running OS image's.
-func osVersion() string {
+// osRelease is a field of os-release, which the OS image's builder wrote.
+func osRelease(field string) string {
 	text, err := os.ReadFile("/usr/lib/os-release")
 	if err != nil {
 		return ""
 	}
 	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "IMAGE_VERSION="); ok {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), field+"="); ok {
 			return strings.Trim(v, `"`)
 		}
 	}

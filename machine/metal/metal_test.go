@@ -3,7 +3,9 @@ package metal
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -12,6 +14,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-edge/holdfast/machine/faults"
+	"github.com/holdfast-edge/holdfast/machine/metal/disks"
+	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
 )
 
 // TestPhasesAreATable: names are words for people, each once, and what others
@@ -115,5 +121,59 @@ func TestTheFirstRequestCounts(t *testing.T) {
 	<-p.asked
 	if a, why := p.requested(); a != off || why != "the button" {
 		t.Errorf("got %s, %s", a, why)
+	}
+}
+
+// event is a message as the kernel sends it for a button.
+func event(class string) []byte {
+	b := make([]byte, 20+4+20+15+1+8)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	copy(b[24:], class)
+	return b
+}
+
+func TestPressed(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   []byte
+		want bool
+	}{
+		{"power", event("button/power"), true},
+		{"lid", event("button/lid"), false},
+		{"the second of two", append(event("thermal_zone"), event("button/power")...), true},
+		{"short", event("button/power")[:30], false},
+		{"nothing", nil, false},
+	} {
+		if got := pressed(c.in); got != c.want {
+			t.Errorf("%s: got %v", c.name, got)
+		}
+	}
+}
+
+func FuzzPressed(f *testing.F) {
+	f.Add(append(event("thermal_zone"), event("button/power")...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if pressed(b) && !bytes.Contains(b, []byte("button/power")) {
+			t.Error("pressed by nothing")
+		}
+	})
+}
+
+func TestDiskFault(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want faults.Code
+	}{
+		{&disks.LockedError{Reason: tpm.ErrMeasurements, Differs: []string{"PCR 11"}}, faults.LockedBoot},
+		{&disks.LockedError{Reason: tpm.ErrOtherTPM}, faults.Locked},
+		{fmt.Errorf("open disks: %w", &disks.ForeignError{Disk: "sda", What: "ntfs"}), faults.ForeignDisk},
+		{fmt.Errorf("open disks: %w", disks.ErrSeveral), faults.SeveralDisks},
+		{fmt.Errorf("open disks: %w", disks.ErrNoDisk), faults.NoDisk},
+		{fmt.Errorf("open disks: %w", disks.ErrSmall), faults.NoDisk},
+		{errors.New("input/output error"), faults.BadDisk},
+	} {
+		if got := diskFault(c.err, "vda"); got.Code != c.want {
+			t.Errorf("%v: got %s, want %s", c.err, got, c.want)
+		}
 	}
 }

@@ -21,6 +21,8 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/metal/disks"
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
+	"github.com/holdfast-edge/holdfast/machine/slots"
+	"github.com/holdfast-edge/holdfast/machine/update"
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/release"
 )
@@ -265,4 +267,35 @@ func (m *metal) standIn() error {
 	b, err := box.OpenFolder(runDir + "/box")
 	m.box = b
 	return err
+}
+
+// platform is what an update of the OS needs; nil where there are no slots: on a
+// stick, without firmware, or on a disk that is not open.
+func (m *metal) platform() *machine.Platform {
+	slot := slots.Slot(m.booted.Slot)
+	if m.disks == nil || !slot.Valid() || m.public != filepath.Join(espDir, osimage.PublicFolder) {
+		return nil
+	}
+	if _, err := os.Stat("/sys/firmware/efi"); err != nil {
+		return nil
+	}
+	s, err := slots.New(slots.Config{
+		ESP: espDir, Slot: slot,
+		Roots: map[slots.Slot]string{slots.A: "/dev/" + m.disks.RootA, slots.B: "/dev/" + m.disks.RootB},
+	})
+	if err != nil {
+		m.log.Error("the OS cannot be updated", "err", err)
+		return nil
+	}
+	p := &machine.Platform{
+		Running: update.System{
+			Version: osRelease("IMAGE_VERSION"), Kubernetes: osRelease("HOLDFAST_KUBERNETES"), Slot: slot, Root: m.booted.RootHash,
+		},
+		Slots:  s,
+		Reboot: func(reason string) { m.power.request(reboot, reason) },
+	}
+	if m.tpm != nil {
+		p.Seal = func(ctx context.Context, to slots.Slot, uki string) error { return m.disks.Seal(ctx, string(to), uki) }
+	}
+	return p
 }

@@ -59,16 +59,26 @@ func (l *Loader) Kernel() string { return l.index.Kernel }
 // Listed are the modules that the index says to load in any case, in order.
 func (l *Loader) Listed() []string { return l.index.Load }
 
-// Load loads modules by name or alias, each with what it needs. All are tried;
-// the error names those that did not load. What they only would have liked to
-// have before them (softdep) may fail.
+// atOnce is how many modules load at the same time: some wait for their hardware.
+const atOnce = 4
+
+// Load loads modules by name or alias, each after what it needs, several at the
+// same time. All are tried; the error names those that did not load. What they
+// only would have liked to have before them (softdep) may fail.
 func (l *Loader) Load(names ...string) error {
-	var faults []error
-	for _, name := range names {
-		if err := l.load(name); err != nil {
-			faults = append(faults, fmt.Errorf("load kernel module %s: %w", name, err))
-		}
+	faults := make([]error, len(names))
+	var group sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for i, name := range names {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			if err := l.load(name); err != nil {
+				faults[i] = fmt.Errorf("load kernel module %s: %w", name, err)
+			}
+		})
 	}
+	group.Wait()
 	return errors.Join(faults...)
 }
 
