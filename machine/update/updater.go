@@ -66,17 +66,22 @@ type Platform struct {
 	Log    *slog.Logger // nil: slog.Default()
 }
 
-// Updater does what Decide says. Its methods may be called from any goroutine;
-// Begin and Observe do their work in the caller's.
+// Updater does what Decide says. Its methods may be called from any goroutine, and
+// from the functions of its Platform but for Start, Begin and Observe, which do their
+// work in the caller's.
 type Updater struct {
 	Platform
 	dir  string
 	disk rim
 
-	mu      sync.Mutex // guards what follows, and the slots
-	record  *Record
+	// Whoever does something has work; who changes what follows has mu, too.
+	work    sync.Mutex
+	mu      sync.Mutex
+	record  *Record // never changed, only replaced
 	refused *Refusal
 	note    note
+
+	// Under work.
 	leaving bool
 	adopted bool
 	booted  bool          // the first decision of this boot is made
@@ -214,8 +219,8 @@ func (u *Updater) writeJSON(name string, v any) error {
 // more. Any other error is one of the disks; the machine runs what is applied, and
 // Observe tries again.
 func (u *Updater) Start(ctx context.Context) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.work.Lock()
+	defer u.work.Unlock()
 	var keep slots.Slot
 	if u.record != nil && u.record.Phase == Armed {
 		keep = u.record.To.Slot
@@ -305,11 +310,11 @@ func (u *Updater) Status() Status {
 
 // Retry forgets what was refused.
 func (u *Updater) Retry() error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	if err := u.disk.remove(filepath.Join(u.dir, "refused.json")); err != nil {
 		return err
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.refused = nil
 	return nil
 }
@@ -328,8 +333,8 @@ type Plan struct {
 // any other error the machine is as it was, but for its idle slot. ErrTrial: an OS
 // is on trial already. ErrFloor, ErrRefused: as Wanted says.
 func (u *Updater) Begin(ctx context.Context, p Plan) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.work.Lock()
+	defer u.work.Unlock()
 	if err := u.mayBegin(p); err != nil {
 		return err
 	}
@@ -385,8 +390,10 @@ func (u *Updater) seal(ctx context.Context, slot slots.Slot, file string) error 
 // network and critical apps are as they should be. It is called every few seconds,
 // also when nothing is on trial. ErrRebooting: the machine goes down.
 func (u *Updater) Observe(ctx context.Context, faults []string) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	if !u.work.TryLock() {
+		return nil // an update begins: nothing is on trial
+	}
+	defer u.work.Unlock()
 	now := u.Uptime()
 	passed := max(now-u.seen, 0)
 	u.seen, u.health = now, faults
@@ -405,9 +412,11 @@ func (u *Updater) Observe(ctx context.Context, faults []string) error {
 		return nil
 	}
 	if u.record != nil {
-		u.record.Used += passed
-		if u.record.Used-u.saved >= saveEvery {
-			if err := u.save(u.record); err != nil {
+		r := *u.record
+		r.Used += passed
+		u.remember(&r)
+		if r.Used-u.saved >= saveEvery {
+			if err := u.save(&r); err != nil {
 				return err
 			}
 		}
@@ -555,7 +564,9 @@ func (u *Updater) refuse(r Record) error {
 	if err := u.writeJSON("refused.json", refused); err != nil {
 		return err
 	}
+	u.mu.Lock()
 	u.refused = refused
+	u.mu.Unlock()
 	return u.forget()
 }
 
@@ -563,7 +574,8 @@ func (u *Updater) forget() error {
 	if err := u.disk.remove(filepath.Join(u.dir, "trial.json")); err != nil {
 		return err
 	}
-	u.record, u.saved = nil, 0
+	u.remember(nil)
+	u.saved = 0
 	if err := u.disk.remove(filepath.Join(u.dir, "trial.slice")); err != nil {
 		return err
 	}
@@ -577,8 +589,15 @@ func (u *Updater) save(r *Record) error {
 	if err := u.writeJSON("trial.json", r); err != nil {
 		return err
 	}
-	u.record, u.saved = r, r.Used
+	u.remember(r)
+	u.saved = r.Used
 	return nil
+}
+
+func (u *Updater) remember(r *Record) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.record = r
 }
 
 func (u *Updater) setNote(n note) error {
@@ -589,6 +608,8 @@ func (u *Updater) setNote(n note) error {
 	if err := u.Notes.WriteNote(noteName, data); err != nil {
 		return fmt.Errorf("write the note %s: %w", noteName, err)
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.note = n
 	return nil
 }
