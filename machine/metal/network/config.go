@@ -70,11 +70,12 @@ const (
 
 // last is network-last.json: what worked, and what did not.
 type last struct {
-	Version int    `json:"version"`
-	Good    Config `json:"good"`              // with which the hub was reached
-	Source  string `json:"source"`            // where Good came from
-	Hints   string `json:"hints,omitempty"`   // digest of the network.yaml that was there then
-	Refused string `json:"refused,omitempty"` // digest of the release's configuration that lost the hub
+	Version int     `json:"version"`
+	Good    Config  `json:"good"`              // with which the hub was reached
+	Source  string  `json:"source"`            // where Good came from
+	Hints   string  `json:"hints,omitempty"`   // digest of the network.yaml that was there then
+	Base    *Config `json:"base,omitempty"`    // that network.yaml, which may have gone with its stick
+	Refused string  `json:"refused,omitempty"` // digest of the release's configuration that lost the hub
 }
 
 const lastVersion = 1

@@ -18,6 +18,7 @@ type core struct {
 	deadline time.Duration
 	sources  []source // in the order of trying; the last one is DHCP on every port
 	hints    string   // digest of network.yaml, "" for none
+	base     *Config  // what a release leaves out, this says: network.yaml, of now or of the first contact
 
 	memory    last // what is written down
 	remembers bool // memory.Good is there
@@ -75,10 +76,11 @@ func newCore(now time.Time, deadline time.Duration, good *last, hints *Config) (
 		c.hints = digest(*hints)
 	}
 	if good != nil {
-		c.memory, c.remembers = *good, true
+		c.memory, c.remembers, c.base = *good, true, good.Base
 		c.sources = append(c.sources, source{fromLast, good.Good, true})
 	}
 	if hints != nil {
+		c.base = hints
 		s := source{fromHints, *hints, false}
 		if good != nil && good.Hints != c.hints {
 			c.sources = append([]source{s}, c.sources...)
@@ -120,17 +122,12 @@ func (c *core) wake(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// apply is the release's word. What it leaves out stays as the hints or the last
-// good configuration have it.
+// apply is the release's word. What it leaves out network.yaml says, else DHCP on
+// every port.
 func (c *core) apply(now time.Time, wanted Config) orders {
-	base := c.sources[0].config
-	for _, s := range c.sources {
-		if s.name == fromHints {
-			base = s.config
-		}
-	}
-	if len(base.Interfaces) == 0 {
-		base = anyPort()
+	base := anyPort()
+	if c.base != nil {
+		base = *c.base
 	}
 	config := over(base, wanted)
 	id := digest(config)
@@ -194,7 +191,7 @@ func (c *core) remember() *last {
 	if c.remembers && digest(c.memory.Good) == digest(c.current) && c.memory.Hints == c.hints {
 		return nil
 	}
-	c.memory.Good, c.memory.Source, c.memory.Hints, c.remembers = c.current, c.source, c.hints, true
+	c.memory.Good, c.memory.Source, c.memory.Hints, c.memory.Base, c.remembers = c.current, c.source, c.hints, c.base, true
 	saved := c.memory
 	return &saved
 }

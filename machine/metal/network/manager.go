@@ -43,6 +43,7 @@ type Manager struct {
 	status []Interface
 	config Config
 	ntp    []string
+	dns    []netip.Addr
 
 	// Run's goroutine only.
 	core     *core
@@ -143,6 +144,13 @@ func (m *Manager) NTP() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.ntp)
+}
+
+// DNS are the name servers: those of the configuration, else those that DHCP names.
+func (m *Manager) DNS() []netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.dns)
 }
 
 // Run configures the ports until ctx ends, and leaves them as they are then: the
@@ -300,12 +308,13 @@ func (m *Manager) reconcile(ctx context.Context, now time.Time) {
 		m.wake = o.Wake
 	}
 	m.mu.Lock()
-	m.status, m.ntp = status, compact(ntp)
+	m.status, m.ntp, m.dns = status, compact(ntp), compact(dns)
 	m.mu.Unlock()
 }
 
-func compact(in []string) []string {
-	var out []string
+// compact removes what was there before, and keeps the order.
+func compact[T comparable](in []T) []T {
+	var out []T
 	for _, s := range in {
 		if !slices.Contains(out, s) {
 			out = append(out, s)
@@ -406,11 +415,9 @@ func (m *Manager) writeResolv(servers []netip.Addr) {
 		return
 	}
 	var b strings.Builder
-	seen := map[netip.Addr]bool{}
-	for _, a := range servers {
-		if !seen[a] && len(seen) < 3 { // more are not read
+	for i, a := range compact(servers) {
+		if i < 3 { // more are not read
 			fmt.Fprintf(&b, "nameserver %v\n", a)
-			seen[a] = true
 		}
 	}
 	text := []byte(b.String())

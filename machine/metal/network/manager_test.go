@@ -372,6 +372,36 @@ func TestReleaseKeepsWhatItDoesNotSay(t *testing.T) {
 	})
 }
 
+func TestReleaseThatDropsItsInterfacesGoesBackToTheHints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		for _, hinted := range []string{"", "192.0.2.7/24"} {
+			if hinted != "" {
+				hints(t, dir, hinted)
+			}
+			b := proven(t, dir)
+			b.apply(fixed("198.51.100.7/24"))
+			b.contact(false)
+			b.contact(true)
+			b.stop()
+			if err := os.RemoveAll(filepath.Join(dir, HintsFile)); err != nil { // a stick that was pulled out
+				t.Fatal(err)
+			}
+			b = proven(t, dir)
+			b.want("after a restart", fromLast, "198.51.100.7/24")
+			b.apply(Config{})
+			want := hinted
+			if want == "" {
+				want = leased
+			}
+			b.want("nothing said any more", fromRelease, want)
+			b.contact(false)
+			b.contact(true)
+			b.stop()
+		}
+	})
+}
+
 func TestFaultsOfPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t, "", func(p *ports) { p.silent = true })
