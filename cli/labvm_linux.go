@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,7 +68,8 @@ func (e *env) labOS(ctx context.Context, l lab.Lab, w *lab.Wanted, o upOptions, 
 		watch.lap("guests run in KVM")
 	} else {
 		watch.lap("no KVM, so all is some ten times slower")
-		fmt.Fprintf(e.err, "          %s\n", why)
+		first, _, _ := strings.Cut(why, "\n")
+		fmt.Fprintf(e.err, "          %s\n", first)
 	}
 	for i := range w.Machines {
 		if m := &w.Machines[i]; m.Virtual() {
@@ -174,7 +176,11 @@ func inputsOf(o build.Options) (string, error) {
 			return "", err
 		}
 	}
-	err := filepath.WalkDir(o.Programs.System, func(path string, d fs.DirEntry, err error) error { // hundreds of megabytes: sizes and times must do
+	system, err := filepath.EvalSymlinks(o.Programs.System)
+	if err != nil {
+		return "", err
+	}
+	err = filepath.WalkDir(system, func(path string, d fs.DirEntry, err error) error { // hundreds of megabytes: sizes and times must do
 		if err != nil || d.IsDir() {
 			return err
 		}
