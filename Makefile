@@ -7,7 +7,7 @@ LDFLAGS    := -s -w -X github.com/holdfast-edge/holdfast/internal/version.Versio
 GOBUILD    := env CGO_ENABLED=0 go build -trimpath
 STEP       := build/step
 
-.PHONY: help root build images setup demo test test-unit test-cross test-system test-site bench clean
+.PHONY: help root build images setup demo test test-unit test-cross test-system test-vm test-site bench clean
 help: ## what this Makefile can do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile build/*.mk | expand -t 20
 
@@ -31,10 +31,10 @@ root: # before anything is compiled: who is not root would learn it 25 minutes l
 setup: ## install the Debian packages that building, testing and the lab need
 	@$(STEP) "set up this machine" build/setup
 
-demo: root setup build system images ## the main job on two real sites (cold: up to 25 minutes, nearly all compiling Kubernetes; warm: 90 s)
+demo: root setup build system images os ## the main job on two real sites (cold: up to 25 minutes, nearly all compiling Kubernetes; warm: 90 s); RUNTIME=vm: on the OS image
 	@build/demo
 
-test: root setup test-unit test-cross build system images os test-system test-dialect test-site ## everything that CI runs (warm: under 10 minutes)
+test: root setup test-unit test-cross build system images os test-system test-dialect test-vm test-site ## everything that CI runs (warm: under 10 minutes)
 	@echo "make test: all passed"
 
 test-unit: ## packages, stories of the CLI, the plan of the house
@@ -47,6 +47,9 @@ test-cross: ## the verbs that need no Linux build for macOS and Windows
 test-system: ## real containerd, real Kubernetes, in namespaces (needs root)
 	@$(STEP) "tests of the Kubernetes module" sh -c 'cd kubernetes && CGO_ENABLED=0 go test -vet=off -trimpath -count 1 ./config ./dialect ./store'
 	@$(STEP) "system tests" go test -p 1 -tags system -count 1 -timeout 20m ./machine/images ./machine/apps ./kube/bringup ./osimage/build
+
+test-vm: ## virtual machines: power cuts that lose what was not flushed, watchdog, TPM, cables (needs root)
+	@$(STEP) "tests in virtual machines" go test -tags vm -count 1 -timeout 15m ./lab/vm
 
 test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
 	@$(STEP) "site tests" go test -v -tags site -count 1 -timeout 30m ./lab/site
