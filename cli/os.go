@@ -95,7 +95,7 @@ type osBuildOptions struct {
 	version, profile, arch, flavour string
 	keys, programs, built           string
 	mirrors, files                  []string
-	deltaFrom                       []string
+	deltaFrom, follows              []string
 }
 
 func (e *env) osBuild() *cobra.Command {
@@ -105,7 +105,9 @@ func (e *env) osBuild() *cobra.Command {
 		Short: "make an OS image of the fleet: raw disk, stick, signed boot image",
 		Long: `Build makes an OS image and writes it to DIR: a raw disk for machines, one for USB sticks,
 and a folder of parts with the signed boot image (UKI), the root with its hash tree, a
-manifest with all digests, and an SBOM (SPDX). The same inputs make the same bytes.
+manifest with all digests, and an SBOM (SPDX). Beside it goes the update for machines that
+run older versions, with deltas against those that --delta-from names. The same inputs make
+the same bytes.
 
 The fleet's seed goes in: whoever boots it belongs to the fleet. The programs are those of
 the folder that this one is in (make build system os). Kernel and a few programs come from
@@ -134,6 +136,7 @@ A profile is a file such as:
 	flags.StringArrayVar(&o.mirrors, "mirror", nil, "URL above debian/ and debian-security/, instead of Debian's; more than once")
 	flags.StringArrayVar(&o.files, "esp-file", nil, "NAME=FILE: another file of the ESP, such as holdfast/network.yaml=net.yaml; more than once")
 	flags.StringArrayVar(&o.deltaFrom, "delta-from", nil, "folder of parts of an older version to make deltas against; more than once")
+	flags.StringArrayVar(&o.follows, "follows", nil, "version that a machine may come from; without any: each; more than once")
 	cmd.RegisterFlagCompletionFunc("arch", cobra.FixedCompletions(debian.Architectures(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("flavour", cobra.FixedCompletions([]string{build.Cloud, build.Generic}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -180,7 +183,7 @@ func (e *env) runOSBuild(ctx context.Context, dir string, o osBuildOptions) erro
 			answer.Programs++
 		}
 	}
-	if answer.Artefact, err = writeArtefact(ctx, r, o.deltaFrom, b.Progress); err != nil {
+	if answer.Artefact, err = writeArtefact(ctx, r, o.deltaFrom, o.follows, b.Progress); err != nil {
 		return err
 	}
 	if e.output == "json" {

@@ -2,8 +2,17 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
 
+	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/artefact"
 	"github.com/holdfast-edge/holdfast/osimage/build"
+	"github.com/holdfast-edge/holdfast/osimage/delta/erofs"
 )
 
 // osArtefact is what os build says of the update that it made.
@@ -22,6 +31,79 @@ type osDelta struct {
 
 // writeArtefact makes the update of an OS image, with deltas from the folders of
 // parts of older ones.
-func writeArtefact(_ context.Context, _ *build.Result, _ []string, _ func(string)) (*osArtefact, error) {
-	return nil, nil
+func writeArtefact(ctx context.Context, r *build.Result, from, follows []string, say func(string)) (*osArtefact, error) {
+	var open []io.Closer
+	defer func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}()
+	source := func(parts string) (artefact.Source, *build.Manifest, error) {
+		s, m, files, err := artefactSource(parts)
+		open = append(open, files...)
+		return s, m, err
+	}
+	own, m, err := source(r.Parts)
+	if err != nil {
+		return nil, err
+	}
+	var old []artefact.Source
+	for _, parts := range from {
+		s, before, err := source(parts)
+		if err != nil {
+			return nil, hint(fmt.Errorf("--delta-from %s: %w", parts, err), "name the folder of parts of an older version, such as %s", build.Name("0.1.0", m.Architecture))
+		}
+		if before.Architecture != m.Architecture || before.Version == m.Version {
+			return nil, fmt.Errorf("--delta-from %s: it is %s for %s, and this is %s for %s", parts, before.Version, before.Architecture, m.Version, m.Architecture)
+		}
+		old = append(old, s)
+	}
+	say(fmt.Sprintf("pack the update, with %d deltas", len(old)))
+	folder := r.Parts + "-update"
+	w, err := artefact.Write(ctx, folder, artefact.Config{
+		Version: m.Version, Architecture: m.Architecture, Kubernetes: minor(m.Versions["kube"]), Built: m.Built, Follows: follows,
+	}, own, old, erofs.Files)
+	if err != nil {
+		return nil, fmt.Errorf("write the update: %w", err)
+	}
+	answer := &osArtefact{Folder: folder, Digest: w.Digest, Whole: w.Size, Deltas: []osDelta{}}
+	for _, d := range w.Config.Deltas {
+		answer.Deltas = append(answer.Deltas, osDelta{From: d.From, Size: d.Size()})
+	}
+	return answer, nil
+}
+
+// artefactSource opens a folder of parts; the files are the caller's to close, whatever the error.
+func artefactSource(parts string) (artefact.Source, *build.Manifest, []io.Closer, error) {
+	m, err := build.ReadManifest(parts)
+	if err != nil {
+		return artefact.Source{}, nil, nil, err
+	}
+	v, err := osimage.ParseVerity(m.Cmdline)
+	if err != nil {
+		return artefact.Source{}, nil, nil, err
+	}
+	root, err := os.Open(filepath.Join(parts, build.PartRoot))
+	if err != nil {
+		return artefact.Source{}, nil, nil, err
+	}
+	uki, err := os.Open(filepath.Join(parts, build.PartUKI))
+	if err != nil {
+		return artefact.Source{}, nil, []io.Closer{root}, err
+	}
+	info, err := uki.Stat()
+	if err == nil && info.Size() != m.File(build.PartUKI).Size {
+		err = errors.New("its UKI is not the one of its manifest")
+	}
+	s := artefact.Source{Version: m.Version, Root: root, UKI: uki, UKISize: m.File(build.PartUKI).Size, Verity: v}
+	return s, m, []io.Closer{root, uki}, err
+}
+
+// minor of a version such as v1.36.3 is 1.36.
+func minor(version string) string {
+	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	if len(parts) < 2 {
+		return version
+	}
+	return parts[0] + "." + parts[1]
 }
