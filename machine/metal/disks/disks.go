@@ -36,7 +36,7 @@ type Options struct {
 	StateSize   int64 // bytes; 0: osimage.StateSize
 	DataSizeMin int64 // bytes; 0: osimage.DataSizeMin
 
-	// Escrow encrypts the recovery key of a STATE that is made, for people. nil: there will be no recovery key.
+	// Escrow encrypts the recovery key of a STATE that is made, for people. nil, or a result of no bytes: there will be no recovery key.
 	Escrow func(key []byte) ([]byte, error)
 
 	Log *slog.Logger // nil: slog.Default()

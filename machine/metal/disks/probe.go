@@ -188,4 +188,13 @@ func begun(head []byte) bool {
 	return true
 }
 
-func zero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
+var zeros [4096]byte
+
+func zero(b []byte) bool {
+	for part := range slices.Chunk(b, len(zeros)) {
+		if !bytes.Equal(part, zeros[:len(part)]) {
+			return false
+		}
+	}
+	return true
+}

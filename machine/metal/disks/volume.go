@@ -111,12 +111,15 @@ func (r *rim) sealNow(secret []byte) (*luks.Token, error) {
 	return r.seal(r.bootSlot(), secret, now)
 }
 
-// recovery makes slot and token of a recovery key that nobody here keeps.
+// recovery makes slot and token of a recovery key that nobody here keeps. Without people to encrypt it to there is neither.
 func recovery(escrow func([]byte) ([]byte, error)) (secret []byte, token *luks.Token, err error) {
 	secret = random(luks.MinSecret)
 	sealed, err := escrow(secret)
 	if err != nil {
 		return nil, nil, fmt.Errorf("encrypt the recovery key: %w", err)
+	}
+	if len(sealed) == 0 {
+		return nil, nil, nil
 	}
 	return secret, &luks.Token{Type: tokenRecovery, Slots: []int{recoverySlot}, Data: map[string]string{"escrow": base64.StdEncoding.EncodeToString(sealed)}}, nil
 }
@@ -136,8 +139,12 @@ func (r *rim) formatState() error {
 	}
 	c := luks.Change{Slots: map[int][]byte{sealedSlot: secret}, Tokens: map[int]*luks.Token{sealedTokens[r.bootSlot()]: token}}
 	if r.o.Escrow != nil {
-		if c.Slots[recoverySlot], c.Tokens[recoveryToken], err = recovery(r.o.Escrow); err != nil {
+		key, escrow, err := recovery(r.o.Escrow)
+		if err != nil {
 			return err
+		}
+		if escrow != nil {
+			c.Slots[recoverySlot], c.Tokens[recoveryToken] = key, escrow
 		}
 	}
 	if err := r.remember(key); err != nil {
@@ -457,7 +464,8 @@ func (d *Disks) Escrow() []byte {
 	return escrowOf(d.rim.state.volume)
 }
 
-// Rekey makes a new recovery key and forgets the old one, such as when the recovery recipients have changed. It returns the new escrow.
+// Rekey makes a new recovery key and forgets the old one, such as when the recovery recipients have changed. It returns the new escrow; nil when escrow
+// gave no bytes, and then there is no recovery key any more.
 func (d *Disks) Rekey(escrow func(key []byte) ([]byte, error)) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

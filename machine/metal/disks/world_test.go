@@ -407,7 +407,7 @@ func (m *machine) divide(disk string, sizes map[string]int64, order ...string) {
 // withStick lets the machine boot from a stick.
 func (m *machine) withStick() *machine {
 	m.t.Helper()
-	m.add(Disk{Name: "sda", Size: 64 << 20, Removable: true})
+	m.add(Disk{Name: "sda", Size: 24 << 20, Removable: true})
 	m.divide("sda", map[string]int64{osimage.PartStickESP: 8 << 20, osimage.PartStickRoot: 8 << 20}, osimage.PartStickESP, osimage.PartStickRoot)
 	m.boot = osimage.Boot{Disk: "sda", ESP: "sda1", Root: "sda2", Slot: slotStick}
 	return m
