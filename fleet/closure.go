@@ -114,6 +114,30 @@ func (c *closure) ring(s *Site) {
 	c.f.rings[s.Ring] = &Ring{Name: s.Ring, spec: spec, layer: spec.get("defaults")}
 	if os := c.name(spec.get("os"), "version"); os != "" {
 		c.paths = append(c.paths, "os/"+os+".yaml")
+		c.stones(os, map[string]bool{os: true})
+	}
+}
+
+// maxStones bounds how many OS versions a site's slice may describe.
+const maxStones = 64
+
+// stones adds the OS versions that version may follow, as far as the tree has
+// them, and those that they may follow: a machine that slept for a year goes by
+// way of them. What is wrong in them is for Load to say.
+func (c *closure) stones(version string, seen map[string]bool) {
+	data, err := readFile(c.tree, "os/"+version+".yaml")
+	if err != nil {
+		return
+	}
+	n, _ := parse(&source{file: "os/" + version + ".yaml"}, data)
+	for _, before := range elements(n.get("spec").get("follows")) {
+		v := before.str()
+		if !checks["version"].ok(v) || seen[v] || len(seen) >= maxStones || !exists(c.tree, "os/"+v+".yaml") {
+			continue
+		}
+		seen[v] = true
+		c.paths = append(c.paths, "os/"+v+".yaml")
+		c.stones(v, seen)
 	}
 }
 

@@ -79,6 +79,16 @@ func drawFleet(t *rapid.T) map[string][]byte {
 		add("fleet.yaml", "  later: {a: 1}\n")
 		add("rings/stable.yaml", "  later: [1]\n")
 	}
+	if rapid.Bool().Draw(t, "stones") {
+		for version, follows := range map[string]string{"1.3.0": "1.2.0, 9.9.9", "1.2.0": "1.3.0, 1.4.2", "0.9.0": ""} {
+			files["os/"+version+".yaml"] = []byte("apiVersion: holdfast.dev/v1alpha1\nkind: OS\nspec:\n  kubernetes: \"1.35\"\n  follows: [" + follows + "]\n  images: {amd64: {digest: sha256:" + strings.Repeat("1", 64) + ", size: 1}}\n")
+		}
+		for name := range files {
+			if v := strings.TrimSuffix(strings.TrimPrefix(name, "os/"), ".yaml"); name == "os/"+v+".yaml" && v[0] == '1' && v != "1.3.0" && v != "1.2.0" {
+				add(name, "  follows: [1.3.0]\n")
+			}
+		}
+	}
 	if rapid.Bool().Draw(t, "rules") {
 		files["rules.yaml"] = []byte("apiVersion: holdfast.dev/v1alpha1\n")
 	}

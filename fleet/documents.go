@@ -172,6 +172,16 @@ type MachineClass struct {
 	Interfaces []Interface `yaml:"interfaces" key:"name"`
 	// The CONNECT proxy on the way to the hub, such as http://proxy.example.com:3128.
 	Proxy string `yaml:"proxy" is:"proxy"`
+	// How another OS is judged before it is kept.
+	Update OSTrial `yaml:"update"`
+}
+
+// OSTrial says how a machine judges another OS: it boots it twice, the second time cold, and goes back unless it is well.
+type OSTrial struct {
+	// How long each boot may take to become healthy. Default 10m.
+	Deadline time.Duration `yaml:"deadline"`
+	// How long it must be healthy in one go, and twice as long in the second boot. Default 1m.
+	Soak time.Duration `yaml:"soak"`
 }
 
 // Interface is a network port of a machine, or a VLAN on one.

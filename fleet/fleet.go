@@ -143,6 +143,7 @@ machine:
   architecture: amd64
   stateSize: 2Gi
   dataSize: 16Gi
+  update: {deadline: 10m, soak: 1m}
 `
 
 // What an app.yaml need not say.

@@ -69,6 +69,11 @@ func LoadSite(tree fs.FS, dir string) (*Fleet, error) {
 		l.os(r.OS)
 		l.checkEdition(r)
 	}
+	for _, file := range paths { // and the versions that it may follow
+		if v, ok := strings.CutPrefix(file, "os/"); ok && l.f.os[strings.TrimSuffix(v, ".yaml")] == nil && exists(tree, file) {
+			l.os(strings.TrimSuffix(v, ".yaml"))
+		}
+	}
 	for _, a := range l.f.selected(s) {
 		if checks["label"].ok(a.name) && checks["version"].ok(a.version) {
 			l.app(a.name, []string{a.version})

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Validation across documents: what no single field of one document shows.
@@ -283,8 +284,14 @@ func checkNetwork(s *Site, merged *node, r *Resolved, faults *Faults) {
 	}
 }
 
-// checkBoxes checks that the ring's OS image exists for the site's boxes.
+// checkBoxes checks that the ring's OS image exists for the site's boxes, and how
+// they judge another one.
 func (f *Fleet) checkBoxes(s *Site, r *Resolved, faults *Faults) {
+	if u := r.Class.Update; u.Deadline < time.Minute || u.Deadline > 24*time.Hour {
+		faults.at(s.spec, "spec.machine.update.deadline", fmt.Sprintf("%s is no good time", u.Deadline), "from 1m to 24h")
+	} else if u.Soak < 10*time.Second || u.Soak > u.Deadline {
+		faults.at(s.spec, "spec.machine.update.soak", fmt.Sprintf("%s is no good time", u.Soak), "from 10s to the deadline, "+u.Deadline.String())
+	}
 	os := f.os[r.OS]
 	if os == nil || len(os.Images) == 0 || r.Class.Architecture == "" {
 		return

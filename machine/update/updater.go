@@ -368,6 +368,8 @@ func (u *Updater) Begin(ctx context.Context, p Plan) error {
 var ErrTrial = errors.New("an OS is on trial")
 
 func (u *Updater) mayBegin(p Plan) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	switch {
 	case u.leaving:
 		return ErrRebooting
