@@ -398,8 +398,13 @@ func (m *Machine) crashed(name string, err error) { m.fault(err, faults.CrashLoo
 func (m *Machine) bootContent(ctx context.Context) error {
 	m.content = newContent(m)
 	m.stager.Fetcher = m.fetcher()
-	m.group.Go(func() error { return m.content.run(ctx) })
-	m.group.Go(func() error { m.cluster.watch(ctx, m.crashed, m.content.again); return nil })
+	working, stop := context.WithCancel(ctx)
+	m.stopping.content, m.stopping.contentGone = stop, make(chan struct{})
+	m.group.Go(func() error {
+		defer close(m.stopping.contentGone)
+		return m.content.run(working)
+	})
+	m.group.Go(func() error { m.cluster.watch(working, m.crashed, m.content.again); return nil })
 	return nil
 }
 

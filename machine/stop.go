@@ -18,6 +18,8 @@ type stopping struct {
 	once          sync.Once
 	done          chan struct{} // closed when all is down
 	err           error         // of what did not end as asked; read after done
+	content       context.CancelFunc
+	contentGone   chan struct{}
 	processes     context.CancelFunc
 	processesGone chan struct{}
 }
@@ -26,6 +28,7 @@ type stopping struct {
 // down and the disks are in order; the link and the machine's API go on. It may
 // be called from anywhere and more than once: later calls wait for the first.
 //
+//	content                     nothing is applied, judged or followed any more
 //	kubelet and service proxy   so that nobody starts a pod again
 //	pods, through CRI           each within its own grace and all within StopTime
 //	the control plane           controllers, API server, etcd, in this order
@@ -53,6 +56,7 @@ func (m *Machine) shutdown(ctx context.Context) error {
 	}
 	began := time.Now()
 	var faults []error
+	m.stopContent(ctx)
 	if m.config.StopTime > 0 {
 		ctx, cancel := context.WithTimeout(ctx, m.config.StopTime)
 		if err := m.cluster.stopNode(ctx); err != nil {
@@ -62,6 +66,7 @@ func (m *Machine) shutdown(ctx context.Context) error {
 		}
 		cancel()
 	}
+	pods := time.Now()
 	m.stopping.processes()
 	select {
 	case <-m.stopping.processesGone:
@@ -70,8 +75,28 @@ func (m *Machine) shutdown(ctx context.Context) error {
 	}
 	unix.Sync()
 	err := errors.Join(faults...)
-	m.log.Info("stopped", "took", time.Since(began).Round(time.Millisecond), "err", err)
+	m.log.Info("stopped", "took", time.Since(began).Round(time.Millisecond), "pods", pods.Sub(began).Round(time.Millisecond), "err", err)
 	return err
+}
+
+// letGo is how long the worker of content may take to put down what it holds.
+const letGo = 5 * time.Second
+
+// stopContent ends the worker of content: the API server does not end in good
+// order before those who watch it have gone. Who calls from within that worker is
+// not waited for.
+func (m *Machine) stopContent(ctx context.Context) {
+	if m.stopping.content == nil {
+		return
+	}
+	m.stopping.content()
+	ctx, cancel := context.WithTimeout(ctx, letGo)
+	defer cancel()
+	select {
+	case <-m.stopping.contentGone:
+		m.content.balancing.stop()
+	case <-ctx.Done():
+	}
 }
 
 // errStopping refuses work on a machine that comes to its end.
