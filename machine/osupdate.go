@@ -66,10 +66,13 @@ func (m *Machine) bootUpdate(ctx context.Context) error {
 		return nil
 	}
 	o := &osUpdate{Machine: m, health: map[string]apps.AppStatus{}}
-	// PENDING installer := &update.Installer{Slots: p.Slots, Store: m.store, Fetcher: m.fetcher(), Architecture: runtime.GOARCH}
+	installer := &update.Installer{Slots: p.Slots, Store: m.store, Fetcher: m.fetcher(), Architecture: runtime.GOARCH, Log: m.log,
+		Progress: func(done, total int64) {
+			m.reporter.state(wire.Staging, fmt.Sprintf("OS: %d of %d MB", done>>20, total>>20))
+		}}
 	var err error
 	o.updater, err = update.Open(filepath.Join(m.config.StateDir, "update"), update.Platform{
-		Running: p.Running, Slots: p.Slots, Notes: m.box, Seal: p.Seal,
+		Running: p.Running, Slots: p.Slots, Notes: m.box, Install: installer.Install, Seal: p.Seal,
 		Reboot: o.reboot, Adopt: o.adopt, Log: m.log,
 	})
 	if err != nil {
@@ -163,7 +166,7 @@ func (o *osUpdate) begin(ctx context.Context, t update.Target, next, running *re
 	if t.Version != next.resolved.OS && running != nil {
 		with = running
 	}
-	// PENDING timing := next.resolved.ClassOf(next.Member.Name).Update
+	timing := next.resolved.ClassOf(next.Member.Name).Update
 	o.reporter.state(wire.Staging, "OS "+t.Version)
 	if err := o.remember(with); err != nil {
 		return err
@@ -172,6 +175,7 @@ func (o *osUpdate) begin(ctx context.Context, t update.Target, next, running *re
 	o.log.Info("update the OS", "from", o.config.Platform.Running.Version, "to", t.Version, "with", with.Tag.Payload.N)
 	err := o.updater.Begin(ctx, update.Plan{
 		Target: t, Slice: with.Digest.String(), Encoded: with.Encoded, Effect: next.rendering.Effect.Digest,
+		Deadline: timing.Deadline, Soak: timing.Soak,
 	})
 	o.reporter.timed("os/begin", began)
 	return err
@@ -244,8 +248,12 @@ func (o *osUpdate) reboot(ctx context.Context, reason string) error {
 func (o *osUpdate) observe(ctx context.Context) error {
 	for pause(ctx, observeEvery) {
 		was := o.updater.OnTrial()
-		err := o.updater.Observe(ctx, o.wrong(ctx))
+		wrong := o.wrong(ctx)
+		err := o.updater.Observe(ctx, wrong)
 		o.tell()
+		if len(wrong) == 0 && o.updater.Status().Record == nil {
+			o.discardEtcdCopy()
+		}
 		switch {
 		case errors.Is(err, update.ErrRebooting):
 			return nil
@@ -378,9 +386,44 @@ func (o *osUpdate) node(ctx context.Context, running *rendered) error {
 // newerData is the exit code of a control plane that finds data of a newer minor.
 const newerData = 76
 
+// discardEtcdCopy removes what was for the way back, once there is none or it was
+// gone: a stale copy would be put back by a mistake of months later.
+func (o *osUpdate) discardEtcdCopy() {
+	if _, err := etcdcopy.Find(o.etcdCopy()); errors.Is(err, etcdcopy.ErrNone) {
+		return
+	}
+	if err := etcdcopy.Discard(o.cluster.paths.Etcd, o.etcdCopy()); err != nil {
+		o.log.Error("discard the copy of etcd's data", "err", err)
+	}
+}
+
+// aloneWithEtcd says whether this machine is the only control plane of its site.
+func (m *Machine) aloneWithEtcd() bool {
+	accepted, _ := m.memory.now()
+	if accepted == nil || accepted.Fleet == nil {
+		return false
+	}
+	site, ok := accepted.Fleet.Site(accepted.site())
+	if !ok {
+		return false
+	}
+	n := 0
+	for _, machine := range site.Machines {
+		if machine.Role == kube.RoleControlPlane {
+			n++
+		}
+	}
+	return n == 1
+}
+
 // restoreEtcd puts the copy of etcd's data back when the OS of before finds that
-// it cannot read what the refused one wrote.
+// it cannot read what the refused one wrote. One of several control planes must
+// not go back alone.
 func (m *Machine) restoreEtcd() {
+	if !m.aloneWithEtcd() {
+		m.fault(errors.New("it is of a newer minor, and the site has other control planes"), faults.EtcdDamaged)
+		return
+	}
 	loss, err := etcdcopy.Restore(m.cluster.paths.Etcd, m.etcdCopy())
 	m.fault(err, faults.EtcdDamaged)
 	if err != nil {
