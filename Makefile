@@ -50,9 +50,10 @@ test-system: ## real containerd, real Kubernetes, in namespaces (needs root)
 
 test-vm: ## virtual machines: power cuts that lose what was not flushed, watchdog, TPM, cables (needs root)
 	@$(STEP) "tests in virtual machines" go test -tags vm -count 1 -timeout 15m ./lab/vm
+	@$(STEP) "a site in a virtual machine" go test -v -tags site -run TestVirtualSite -count 1 -timeout 60m ./lab/site
 
 test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
-	@$(STEP) "site tests" go test -v -tags site -count 1 -timeout 30m ./lab/site
+	@$(STEP) "site tests" go test -v -tags site -run TestSite -count 1 -timeout 30m ./lab/site
 
 bench: root setup build system images ## start-up phases, memory, idle CPU, bytes; prints the figures of the README
 	@build/bench
