@@ -10,6 +10,11 @@
 //	cluster  makes a Kubernetes plan true: files, keys, processes  cluster.go
 //	door     the machine's API, on the LAN and through the relay   door.go
 //
+// A machine whose disk does not open, or that has none, runs memory, uplink and
+// door alone, until an operator opens it (limited.go). The end has an order too
+// (stop.go). What is wrong with the box is a list of codes (faults), shown on the
+// console and reported.
+//
 // It promises: nothing is acted upon that memory has not verified and written;
 // with the hub gone all of it goes on; killed at any instant it begins again
 // from what memory holds. It leaves out what owns a box (disks, kernel,
