@@ -37,7 +37,8 @@ type world struct {
 	cut   bool
 	steps int
 
-	pretend bool // no program runs: quick
+	pretend bool  // no program runs: quick
+	noMount error // why nothing mounts
 }
 
 var errCut = errors.New("the power is gone")
@@ -215,6 +216,9 @@ func (w *world) content(dev string) string { return dev + ".content" }
 func (w *world) mount(dev, dir string, _ uintptr) error {
 	if err := w.op(); err != nil {
 		return err
+	}
+	if w.noMount != nil {
+		return w.noMount
 	}
 	if !strings.HasPrefix(dev, "/dev/") && !w.pretend {
 		if out, err := exec.Command(e2fsck, "-n", "-f", dev).CombinedOutput(); err != nil {

@@ -17,7 +17,7 @@ import (
 	"testing"
 )
 
-const deviceSize = 2 * DataOffset
+const deviceSize = 32 << 20
 
 var (
 	key    = bytes.Repeat([]byte("k"), KeySize)
@@ -77,7 +77,7 @@ func TestCryptsetupOpensOurs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err, out)
 	}
-	for _, want := range []string{"holdfast-state", v.UUID(), "holdfast-tpm2", "sector: 4096", "aes-xts-plain64", "offset: 16777216"} {
+	for _, want := range []string{"holdfast-state", v.UUID(), "holdfast-tpm2", "sector: 4096", "aes-xts-plain64", "offset: 4194304"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("luksDump does not show %q:\n%s", want, out)
 		}
@@ -463,7 +463,7 @@ func TestHostileMetadata(t *testing.T) {
 		"time":               func(m map[string]any) { at(m, "keyslots", "0")["kdf"] = argon(1<<20, 65536, 4) },
 		"threads":            func(m map[string]any) { at(m, "keyslots", "0")["kdf"] = argon(4, 65536, 0) },
 		"area in header":     func(m map[string]any) { at(m, "keyslots", "0", "area")["offset"] = "4096" },
-		"area in data":       func(m map[string]any) { at(m, "keyslots", "0", "area")["offset"] = "16777216" },
+		"area in data":       func(m map[string]any) { at(m, "keyslots", "0", "area")["offset"] = "4194304" },
 		"negative area":      func(m map[string]any) { at(m, "keyslots", "0", "area")["offset"] = "-4096" },
 		"huge area":          func(m map[string]any) { at(m, "keyslots", "0", "area")["size"] = "9223372036854771712" },
 		"small area":         func(m map[string]any) { at(m, "keyslots", "0", "area")["size"] = "4096" },
@@ -512,7 +512,7 @@ func argon(time, memory, cpus int) map[string]any {
 }
 
 func FuzzMetadata(f *testing.F) {
-	v, err := Format(&memory{make([]byte, DataOffset)}, deviceSize, "", "", key, Change{Slots: map[int][]byte{0: secret}, Tokens: map[int]*Token{0: {Type: "x", Slots: []int{0}}}})
+	v, err := Format(&memory{make([]byte, 2*DataOffset)}, deviceSize, "", "", key, Change{Slots: map[int][]byte{0: secret}, Tokens: map[int]*Token{0: {Type: "x", Slots: []int{0}}}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -540,7 +540,7 @@ func FuzzMetadata(f *testing.F) {
 }
 
 func FuzzHeader(f *testing.F) {
-	d := &memory{make([]byte, DataOffset)}
+	d := &memory{make([]byte, 2*DataOffset)}
 	if _, err := Format(d, deviceSize, "l", "s", key, Change{Slots: map[int][]byte{0: secret}}); err != nil {
 		f.Fatal(err)
 	}

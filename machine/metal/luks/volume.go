@@ -14,7 +14,7 @@ import (
 
 const (
 	// DataOffset is where the data begins in what Format makes.
-	DataOffset = 16 << 20
+	DataOffset = 4 << 20
 	// SectorSize of the encryption in what Format makes.
 	SectorSize = 4096
 	// KeySize of the volume key in bytes.
@@ -173,8 +173,8 @@ func Format(d Device, size int64, label, subsystem string, key []byte, c Change)
 	}
 	// The old header first: a newer number in an old copy would win over ours.
 	zeros := make([]byte, 1<<20)
-	for at := int64(0); at < DataOffset; at += int64(len(zeros)) {
-		if _, err := d.WriteAt(zeros, at); err != nil {
+	for at := int64(0); at <= maxHeader; at += int64(len(zeros)) { // the last place where a copy could be is the beginning of the data
+		if _, err := d.WriteAt(zeros[:min(int64(len(zeros)), maxHeader+binarySize-at)], at); err != nil {
 			return nil, fmt.Errorf("format volume: wipe: %w", err)
 		}
 	}
