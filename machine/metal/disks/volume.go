@@ -438,9 +438,10 @@ func (r *rim) mount(ctx context.Context, o *opened) error {
 	if o == &r.state {
 		flags |= unix.MS_NOEXEC
 	}
+	clean := false
 	err := r.sys.mount(r.sys.path(o.path), o.dir, flags)
-	for _, how := range [][]string{{"-p"}, {"-y"}, {"-y", "-b", backupBlock, "-B", "4096"}} {
-		if err == nil {
+	for i, how := range [][]string{{"-p"}, {"-y"}, {"-y", "-b", backupBlock, "-B", "4096"}} {
+		if err == nil || i == 2 && clean { // what is clean and does not mount has another fault
 			break
 		}
 		out, code, failed := r.sys.run(ctx, e2fsck, append(append([]string{"-f"}, how...), r.sys.path(o.path))...)
@@ -448,7 +449,7 @@ func (r *rim) mount(ctx context.Context, o *opened) error {
 		if failed != nil {
 			return errors.Join(err, failed)
 		}
-		if code > 2 {
+		if clean = code <= 2; !clean {
 			err = fmt.Errorf("%w; e2fsck %s ended with %d", err, how[0], code)
 			continue
 		}
