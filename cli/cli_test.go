@@ -49,6 +49,7 @@ func TestStories(t *testing.T) {
 	other := t.TempDir()
 	writeImages(t, other, "rebuilt ")
 	registry := serveRegistry(t)
+	updates := writeOSUpdates(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
@@ -56,7 +57,7 @@ func TestStories(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			home := filepath.Join(e.WorkDir, "home")
 			e.Vars = append(e.Vars, "HOME="+home, "USERPROFILE="+home, "HOLDFAST_CONFIG="+filepath.Join(e.WorkDir, "notes"),
-				"GIT_CONFIG_NOSYSTEM=1", "IMAGES="+files, "REBUILT="+other, "REGISTRY="+registry)
+				"GIT_CONFIG_NOSYSTEM=1", "IMAGES="+files, "REBUILT="+other, "REGISTRY="+registry, "OSUPDATE="+updates)
 			if err := os.MkdirAll(home, 0o755); err != nil {
 				return err
 			}

@@ -22,7 +22,7 @@ import (
 
 func (e *env) osVerb() *cobra.Command {
 	cmd := &cobra.Command{Use: "os", Short: "make the OS image of your machines", GroupID: "release", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	cmd.AddCommand(e.osKeys(), e.osBuild())
+	cmd.AddCommand(e.osKeys(), e.osBuild(), e.osAdd(), e.osPush())
 	return cmd
 }
 

@@ -122,8 +122,13 @@ func (c *Config) check() error {
 		return fmt.Errorf("architecture %.80q: want amd64 or arm64", c.Architecture)
 	case !minorRE.MatchString(c.Kubernetes):
 		return fmt.Errorf("kubernetes %.80q: want a minor such as 1.36", c.Kubernetes)
-	case len(c.Deltas) > maxDeltas:
-		return fmt.Errorf("%d deltas: at most %d", len(c.Deltas), maxDeltas)
+	case len(c.Deltas) > maxDeltas || len(c.Follows) > maxDeltas:
+		return fmt.Errorf("%d deltas, %d versions to follow: at most %d", len(c.Deltas), len(c.Follows), maxDeltas)
+	}
+	for _, v := range c.Follows {
+		if !versionRE.MatchString(v) {
+			return fmt.Errorf("it follows %.80q", v)
+		}
 	}
 	v, err := c.Tree()
 	if err != nil {

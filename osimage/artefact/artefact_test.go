@@ -135,6 +135,7 @@ func TestParseRefuses(t *testing.T) {
 		"NegativeSize":    func(c *Config) { c.Whole.Root.Size = -1 },
 		"NoDigest":        func(c *Config) { c.Whole.UKI.Digest = "sha256:../../x" },
 		"DeltaFromNobody": func(c *Config) { c.Deltas[0].FromRoot = "" },
+		"FollowsAPath":    func(c *Config) { c.Follows = []string{"../x"} },
 		"ManyDeltas":      func(c *Config) { c.Deltas = make([]Set, 1000) },
 	} {
 		t.Run(name, func(t *testing.T) {
