@@ -52,14 +52,29 @@ func anyVirtual(w *lab.Wanted) (virtual, hosted bool) {
 
 // labOS sees to the OS image of the virtual machines, and to how they run.
 func (e *env) labOS(ctx context.Context, l lab.Lab, w *lab.Wanted, o upOptions, watch *stopwatch) error {
-	if virtual, _ := anyVirtual(w); !virtual {
+	var fresh []*lab.Machine // a machine keeps what its disk was made from
+	parts := ""
+	for i := range w.Machines {
+		if m := &w.Machines[i]; m.Virtual() && m.OS == "" {
+			fresh = append(fresh, m)
+		} else if m.Virtual() {
+			parts = m.OS
+		}
+	}
+	if len(fresh) > 0 {
+		made, err := e.osParts(ctx, l, o)
+		if err != nil {
+			return err
+		}
+		watch.lap("OS image in %s", made)
+		for _, m := range fresh {
+			m.OS = made
+		}
+		parts = made
+	}
+	if parts == "" {
 		return nil
 	}
-	parts, err := e.osParts(ctx, l, o)
-	if err != nil {
-		return err
-	}
-	watch.lap("OS image in %s", parts)
 	accel, why, err := lab.Accel(ctx, parts)
 	if err != nil {
 		return err
@@ -72,12 +87,7 @@ func (e *env) labOS(ctx context.Context, l lab.Lab, w *lab.Wanted, o upOptions, 
 		fmt.Fprintf(e.err, "          %s\n", first)
 	}
 	for i := range w.Machines {
-		if m := &w.Machines[i]; m.Virtual() {
-			m.Accel = string(accel)
-			if m.OS == "" { // a machine keeps what its disk was made from
-				m.OS = parts
-			}
-		}
+		w.Machines[i].Accel = string(accel)
 	}
 	return nil
 }

@@ -34,12 +34,31 @@ type order struct {
 	Up   bool   `json:"up,omitempty"`
 	File string `json:"file,omitempty"`
 	Stay bool   `json:"stay,omitempty"` // off, until this process is ended
+	// After is how many writes and flushes the first disk is still to see before the
+	// power goes; Within when it goes at the latest.
+	After  uint64        `json:"after,omitempty"`
+	Within time.Duration `json:"within,omitempty"`
 }
 
 // outcome answers an order.
 type outcome struct {
 	Error string   `json:"error,omitempty"`
 	Cut   disk.Cut `json:"cut"`
+	Seen  bool     `json:"seen,omitempty"` // the changes that were waited for came
+}
+
+// awaitChanges waits until the disk saw what the order says, and tells whether it did.
+func awaitChanges(ctx context.Context, v *vm.VM, o order) bool {
+	seen := make(chan struct{})
+	v.Disk(0).CutAfter(o.After, func() { close(seen) })
+	select {
+	case <-seen:
+		return true
+	case <-v.Done():
+	case <-ctx.Done():
+	case <-time.After(o.Within):
+	}
+	return false
 }
 
 // box keeps one virtual machine under power.
@@ -169,6 +188,9 @@ func (b *box) obey(ctx context.Context, o order, out *outcome) (err error) {
 	}
 	switch o.Do {
 	case "power-cut":
+		if o.After > 0 {
+			out.Seen = awaitChanges(ctx, v, o)
+		}
 		if o.Stay {
 			b.stay.Store(true)
 		}
@@ -179,6 +201,7 @@ func (b *box) obey(ctx context.Context, o order, out *outcome) (err error) {
 		err = v.Screenshot(ctx, o.File)
 	case "reset":
 		err = v.Reset(ctx)
+	case "look":
 	default:
 		err = fmt.Errorf("%q is no order", o.Do)
 	}
@@ -265,6 +288,24 @@ func (l Lab) PowerCut(ctx context.Context, name string, seed uint64, stayOff boo
 		err = l.Switch(ctx, m.Key(), false)
 	}
 	return out.Cut, err
+}
+
+// PowerCutAfter takes the power away when the first disk has seen so many more
+// writes and flushes, which names an instant better than a clock can, or when
+// within is over. It tells whether the disk saw them.
+func (l Lab) PowerCutAfter(ctx context.Context, name string, seed, changes uint64, within time.Duration) (disk.Cut, bool, error) {
+	_, m, err := l.virtual(name, "a power that can be cut")
+	if err != nil {
+		return disk.Cut{}, false, err
+	}
+	out, err := l.order(ctx, *m, order{Do: "power-cut", Seed: seed, After: changes, Within: within})
+	return out.Cut, out.Seen, err
+}
+
+// Powered tells whether a virtual machine is on just now.
+func (l Lab) Powered(ctx context.Context, m Machine) bool {
+	_, err := l.order(ctx, m, order{Do: "look"})
+	return err == nil
 }
 
 // SetLink plugs a virtual machine's network cable in or out. It stays so.

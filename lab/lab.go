@@ -82,7 +82,7 @@ type Machine struct {
 	Disks     []int64 `json:"disks,omitempty"` // their sizes in bytes
 	Stick     bool    `json:"stick,omitempty"` // the OS image on a stick is plugged in
 	Unplugged bool    `json:"unplugged,omitempty"`
-	Accel     string  `json:"accel,omitempty"`
+	Accel     string  `json:"accel,omitempty"` // what package vm calls it
 	Clock     string  `json:"clock,omitempty"` // what its clock shows at each start; "": the time
 }
 

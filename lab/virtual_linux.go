@@ -61,6 +61,10 @@ func (m Machine) tpm() string          { return filepath.Join(m.Folder, "swtpm")
 // SerialLog is the file with all that a virtual machine said on its console.
 func (l Lab) SerialLog(m Machine) string { return l.serial(m) }
 
+// DiskFile is the file of a virtual machine's n-th disk. While the machine runs it
+// holds what was flushed.
+func (l Lab) DiskFile(m Machine, n int) string { return l.disk(m, n) }
+
 // networkHints is the network.yaml of a lab's machines: where the hub is.
 func networkHints() map[string][]byte {
 	text := fmt.Sprintf("# Written by holdfast lab up.\napiVersion: %s\nkind: Network\nspec:\n  hubs: [%q]\n", fleet.APIVersion, HubAddress)

@@ -1,0 +1,93 @@
+// Package drill does to a machine of a running lab what the world does to machines
+// in shops, and says whether it keeps its promises: it cuts the power, lies about
+// the time, steals the disk, flips bytes. Each step tells what was done, what was
+// expected, what was seen, how long that took and what was lost. It promises that a
+// broken promise is an error, that a seed brings the same choices back, and that
+// the machine is left as it was found, also when a drill is interrupted. It leaves
+// out starting the lab, and how the site is reached: who calls gives that.
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/holdfast-edge/holdfast/link/wire"
+)
+
+// Site is what a drill needs to know of the site, besides its lab.
+type Site interface {
+	// Status is what the hub says of the machine, and the newest release's number.
+	Status(ctx context.Context) (wire.MachineStatus, uint64, error)
+	// Ask asks the machine itself, end to end: nobody answers without its identity key.
+	Ask(ctx context.Context) (wire.Report, error)
+	// API is the way to the site's Kubernetes for a person, judged by the clock now.
+	API(ctx context.Context, now func() time.Time) (*API, error)
+	// Change changes what the fleet repo says to the site's app, commits, releases,
+	// and returns the number of the release and a text that the app then says.
+	Change(ctx context.Context, why string) (n uint64, says string, err error)
+}
+
+// API is a way to a site's Kubernetes.
+type API struct {
+	URL  string
+	HTTP *http.Client
+}
+
+// Step is one thing that was done, with what came of it.
+type Step struct {
+	Did      string  `json:"did"`
+	Expected string  `json:"expected"`
+	Seen     string  `json:"seen"`
+	Lost     string  `json:"lost,omitempty"`
+	Seconds  float64 `json:"seconds"`
+	Kept     bool    `json:"kept"` // the promise
+}
+
+// Verdict is the outcome of a drill.
+type Verdict struct {
+	Drill   string  `json:"drill"`
+	Machine string  `json:"machine"`
+	Seed    uint64  `json:"seed"`
+	Steps   []Step  `json:"steps"`
+	Seconds float64 `json:"seconds"`
+	Kept    bool    `json:"kept"` // every promise
+}
+
+// String is the verdict in one line.
+func (v *Verdict) String() string {
+	broken := 0
+	for _, s := range v.Steps {
+		if !s.Kept {
+			broken++
+		}
+	}
+	if v.Kept {
+		return fmt.Sprintf("%s of %s: %d promises kept, in %.0f s (seed %d)", v.Drill, v.Machine, len(v.Steps), v.Seconds, v.Seed)
+	}
+	return fmt.Sprintf("%s of %s: BROKEN: %d of %d promises (seed %d)", v.Drill, v.Machine, broken, len(v.Steps), v.Seed)
+}
+
+// ErrBroken is the error of a drill in which a promise broke.
+var ErrBroken = errors.New("a promise broke")
+
+// broken is what a machine did that it promised not to do.
+func broken(format string, a ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrBroken}, a...)...)
+}
+
+// Kind is a drill that there is.
+type Kind struct{ Name, Short string }
+
+// Kinds lists the drills in the order in which all of them are best done.
+func Kinds() []Kind {
+	return []Kind{
+		{"power", "cut the power at random instants of boot, work, idle and a release, and of the install"},
+		{"tamper", "flip one byte of the root, of the boot image and of the boot loader"},
+		{"theft", "start the disk in a box with another TPM, and look at what a thief reads"},
+		{"clock", "start the machine in 1970, and ten years from now"},
+		{"disk", "put a blank disk in, and let the machine refill itself"},
+	}
+}
