@@ -26,6 +26,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/metal/screen"
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
 	"github.com/holdfast-edge/holdfast/machine/metal/watchdog"
+	"github.com/holdfast-edge/holdfast/machine/update"
 	"github.com/holdfast-edge/holdfast/osimage"
 )
 
@@ -69,7 +70,6 @@ var phases = []phase{
 	{"screen", (*metal).bootScreen},
 	{"devices", (*metal).bootDevices},
 	{"button", (*metal).bootButton},
-	{"memory", (*metal).bootMemory},
 	{"esp", (*metal).bootESP},
 	{"clock", (*metal).bootClock},
 	{"tpm", (*metal).bootTPM},
@@ -211,7 +211,8 @@ func (m *metal) bootScreen(ctx context.Context) error {
 }
 
 // bootDevices loads drivers for what is there and listens for what comes. What
-// the index lists besides, the packet filter's parts for one, loads meanwhile.
+// the index lists besides, the packet filter's parts for one, loads meanwhile,
+// and then memory is compressed.
 func (m *metal) bootDevices(ctx context.Context) error {
 	events, err := modules.Subscribe()
 	if err != nil {
@@ -227,7 +228,11 @@ func (m *metal) bootDevices(ctx context.Context) error {
 		}
 	})
 	m.listed = make(chan error, 1)
-	m.background.Go(func() { m.listed <- m.modules.Load(m.modules.Listed()...) })
+	m.background.Go(func() {
+		err := m.modules.Load(m.modules.Listed()...)
+		m.compress()
+		m.listed <- err
+	})
 	return nil
 }
 
@@ -281,6 +286,13 @@ func (m *metal) run(ctx context.Context) error {
 		}
 	})
 	if err := m.standIn(); err != nil {
+		return err
+	}
+	if err := update.CheckFloor(m.box, osRelease("IMAGE_VERSION")); errors.Is(err, update.ErrFloor) {
+		if err := m.limit(err, faults.New(faults.OSTooOld, osRelease("IMAGE_VERSION"), err)); err != nil {
+			return err
+		}
+	} else if err != nil {
 		return err
 	}
 	if m.limits != nil {

@@ -18,14 +18,9 @@ const (
 	buttonGroup  = "acpi_mc_group"
 )
 
-// bootButton makes the power button switch the machine off in order. A machine
-// without one, or without ACPI, is well.
+// bootButton makes the power button switch the machine off in order, once its
+// driver is loaded. A machine without one, or without ACPI, is well.
 func (m *metal) bootButton(ctx context.Context) error {
-	if m.modules.Has("button") {
-		if err := m.modules.Load("button"); err != nil {
-			m.log.Warn("power button", "err", err)
-		}
-	}
 	presses, err := listenForButton()
 	if err != nil {
 		m.log.Info("no power button", "err", err)

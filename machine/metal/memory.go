@@ -1,7 +1,6 @@
 package metal
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -11,17 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bootMemory gives the machine's own programs compressed memory to swap to: half
+// compress gives the machine's own programs compressed memory to swap to: half
 // of what there is. Pods do not swap (kubelet, NoSwap). Without the driver the
 // machine has a little less room and is well.
-func (m *metal) bootMemory(context.Context) error {
+func (m *metal) compress() {
 	if !m.modules.Has("zram") {
-		return nil
+		return
 	}
 	if err := m.compressed(); err != nil {
 		m.log.Warn("no compressed memory", "err", err)
 	}
-	return nil
 }
 
 const zram = "/dev/zram0"

@@ -31,7 +31,7 @@ func TestPhasesAreATable(t *testing.T) {
 		names = append(names, p.name)
 	}
 	for _, order := range [][2]string{
-		{"mounts", "settings"}, {"watchdog", "devices"}, {"screen", "devices"}, {"devices", "memory"}, {"devices", "modules"},
+		{"mounts", "settings"}, {"watchdog", "devices"}, {"screen", "devices"}, {"devices", "modules"},
 		{"devices", "tpm"}, {"tpm", "disks"}, {"disks", "network"},
 	} {
 		if a, b := slices.Index(names, order[0]), slices.Index(names, order[1]); a < 0 || a > b {

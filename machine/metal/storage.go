@@ -64,24 +64,33 @@ func mountStick(device string) error {
 	return unix.Mount("/dev/"+device, stickDir, "vfat", inert|unix.MS_RDONLY, "umask=0077")
 }
 
-// bootTPM opens the TPM and the box that it is. A machine without has a box on
-// its disk, once that is open; one whose TPM is broken says so, and what was
-// sealed to it stays shut.
+// bootTPM opens the TPM and the box that it is. A machine without one has a box
+// on its disk, once that is open. One whose TPM is broken is limited: what was
+// sealed to it stays shut, and a blank disk is not taken for one that needs no lock.
 func (m *metal) bootTPM(context.Context) error {
+	if _, err := os.Stat(tpmDevice); errors.Is(err, fs.ErrNotExist) {
+		m.log.Info("no TPM")
+		return nil
+	}
 	t, err := tpm.Open(tpmDevice)
-	if err != nil {
-		if _, missing := os.Stat(tpmDevice); !errors.Is(missing, fs.ErrNotExist) {
-			m.faults.Set(faults.New(faults.NoTPM, err))
+	if err == nil {
+		var b *tpm.Box
+		if b, err = t.Box(); err == nil {
+			m.tpm, m.box = t, b
+			return nil
 		}
-		m.log.Info("no TPM", "err", err)
-		return nil
 	}
-	b, err := t.Box()
-	if err != nil {
-		m.faults.Set(faults.New(faults.NoTPM, err))
-		return nil
+	return m.limit(err, faults.New(faults.NoTPM, err))
+}
+
+// limit notes why the machine cannot run. On a trial that is a failed boot: the
+// old slot may do better, and goes back by itself.
+func (m *metal) limit(err error, f faults.Fault) error {
+	if m.counted() {
+		return err
 	}
-	m.tpm, m.box = t, b
+	m.faults.Set(f)
+	m.limits = &machine.Limits{Reason: f}
 	return nil
 }
 
@@ -94,6 +103,9 @@ type profile struct {
 // bootDisks opens the machine's disk. What people have to mend is no failed boot
 // but a limited machine; on a trial it is one, since the old slot may do better.
 func (m *metal) bootDisks(ctx context.Context) error {
+	if m.limits != nil {
+		return nil // its TPM is broken
+	}
 	options, err := m.diskOptions()
 	if err != nil {
 		return err
@@ -102,12 +114,9 @@ func (m *metal) bootDisks(ctx context.Context) error {
 	if err == nil {
 		return m.settle(opened)
 	}
-	if m.counted() {
+	if err := m.limit(err, diskFault(err, m.booted.Disk)); err != nil {
 		return err
 	}
-	f := diskFault(err, m.booted.Disk)
-	m.faults.Set(f)
-	m.limits = &machine.Limits{Reason: f}
 	var locked *disks.LockedError
 	if errors.As(err, &locked) {
 		m.limits.Unlock = func(ctx context.Context, key []byte) error { return m.unlock(ctx, options, key) }
@@ -160,6 +169,9 @@ func (m *metal) escrow(key []byte) ([]byte, error) {
 			return nil, fmt.Errorf("recovery recipient of trust.yaml: %w", err)
 		}
 		people = append(people, p)
+	}
+	if len(people) == 0 {
+		return nil, nil
 	}
 	text, err := wire.SignEscrow(wire.Escrow{Fleet: seed.FleetID, Key: key}, m.box.Signer())
 	if err != nil {
