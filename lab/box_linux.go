@@ -24,12 +24,13 @@ import (
 const (
 	boxPause   = time.Second      // before a machine that went off is switched on again
 	boxPatient = 10 * time.Second // the same for one that does not start
+	boxButton  = 60 * time.Second // for a guest to end by itself after its power button was pressed
 	serialMost = 32 << 20         // bytes of console that are kept from earlier runs
 )
 
 // order is what the box is told through its control socket: one for each connection.
 type order struct {
-	Do   string `json:"do"` // power-cut, link, screenshot, reset
+	Do   string `json:"do"` // power-cut, off, link, screenshot, reset, look
 	Seed uint64 `json:"seed,omitempty"`
 	Up   bool   `json:"up,omitempty"`
 	File string `json:"file,omitempty"`
@@ -132,7 +133,7 @@ func (b *box) life(ctx context.Context) error {
 		return err
 	}
 	s.Log = b.log
-	v, err := vm.Start(ctx, s)
+	v, err := vm.Start(context.WithoutCancel(ctx), s)
 	if err != nil {
 		return err
 	}
@@ -143,10 +144,35 @@ func (b *box) life(ctx context.Context) error {
 		}
 	}
 	b.running <- v
-	<-v.Done()
+	select {
+	case <-v.Done():
+	case <-ctx.Done():
+		b.end(v)
+	}
 	<-b.running
 	b.log.Info("virtual machine off", "machine", b.key)
 	return v.Wait()
+}
+
+// end presses the power button, as who leaves the shop does, and pulls the plug
+// of a machine that takes too long. With the whole lab ending it is pulled at once.
+func (b *box) end(v *vm.VM) {
+	ctx, cancel := context.WithTimeout(context.Background(), boxButton)
+	defer cancel()
+	if w, err := b.lab.Wanted(); err == nil && !w.Stop {
+		if err := v.PressButton(ctx); err != nil {
+			b.log.Error("press the power button", "machine", b.key, "err", err)
+		}
+		select {
+		case <-v.Done():
+			return
+		case <-ctx.Done():
+			b.log.Warn("a virtual machine did not end when its power button was pressed", "machine", b.key, "waited", boxButton)
+		}
+	}
+	if err := v.Stop(); err != nil {
+		b.log.Error("switch a virtual machine off", "machine", b.key, "err", err)
+	}
 }
 
 // trim begins a console anew that has become long.
@@ -195,6 +221,9 @@ func (b *box) obey(ctx context.Context, o order, out *outcome) (err error) {
 			b.stay.Store(true)
 		}
 		out.Cut, err = v.PowerCut(o.Seed)
+	case "off":
+		b.stay.Store(true)
+		err = v.Stop()
 	case "link":
 		err = v.SetLink(ctx, o.Up)
 	case "screenshot":
@@ -339,9 +368,10 @@ func (l Lab) Screenshot(ctx context.Context, name, file string) error {
 	return err
 }
 
-// whileOff switches a machine off, does something to it, and switches it on again if it was.
+// whileOff pulls a machine's plug, does something to it, and switches it on again if it was on.
 func (l Lab) whileOff(ctx context.Context, m Machine, do func() error) error {
 	if m.Run {
+		l.order(ctx, m, order{Do: "off"}) // one that is off has no plug to pull; the next line sees to the rest
 		if err := l.Switch(ctx, m.Key(), false); err != nil {
 			return err
 		}
