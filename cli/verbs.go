@@ -8,6 +8,6 @@ func (e *env) verbs() []*cobra.Command {
 		e.initVerb(), e.check(), e.render(), e.explain(), e.diff(), e.lock(), e.schema(),
 		e.release(), e.verify(), e.images(), e.osVerb(),
 		e.adopt(), e.seed(), e.status(), e.kubeconfig(), e.kubectl(), e.machineVerb(),
-		e.hubVerb(), e.lab(), e.version(),
+		e.hubVerb(), e.lab(), e.drill(), e.version(),
 	}
 }

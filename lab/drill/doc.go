@@ -25,8 +25,9 @@ type Site interface {
 	Ask(ctx context.Context) (wire.Report, error)
 	// API is the way to the site's Kubernetes for a person, judged by the clock now.
 	API(ctx context.Context, now func() time.Time) (*API, error)
-	// Change changes what the fleet repo says to the site's app, commits, releases,
-	// and returns the number of the release and a text that the app then says.
+	// Change changes what the fleet repo tells the site's app, commits, releases,
+	// and returns the number of the release and a text that the app then says; 0 when
+	// the fleet repo has nothing that is known to be free to change.
 	Change(ctx context.Context, why string) (n uint64, says string, err error)
 }
 

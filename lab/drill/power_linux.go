@@ -86,6 +86,9 @@ func (d *drill) cut(ctx context.Context, moment string, seed uint64) (disk.Cut, 
 		if err != nil {
 			return disk.Cut{}, "", err
 		}
+		if n == 0 {
+			break // there is nothing to release: it rests
+		}
 		changes := after(changesOfRelease)
 		cut, met, err := d.Lab.PowerCutAfter(ctx, key, seed, changes, d.Patience/3)
 		return cut, fmt.Sprintf("%s, release %d", instant(changes, met), n), err

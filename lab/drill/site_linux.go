@@ -42,7 +42,9 @@ func (d *drill) begin(ctx context.Context) error {
 func (d *drill) well(ctx context.Context) (string, error) {
 	began := time.Now()
 	var times []string
-	lap := func(what string) { times = append(times, fmt.Sprintf("%s after %.0f s", what, time.Since(began).Seconds())) }
+	lap := func(what string) {
+		times = append(times, fmt.Sprintf("%s after %.0f s", what, time.Since(began).Seconds()))
+	}
 	for _, c := range []struct {
 		what  string
 		check func(context.Context) error

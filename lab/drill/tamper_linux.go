@@ -106,7 +106,7 @@ func (d *drill) inProgram() (int64, error) {
 	}
 	defer p.Close()
 	size := int64(v.DataBlocks) * osimage.VerityBlock
-	files, err := erofs.Files(io.NewSectionReader(p, 0, size), size)
+	files, err := erofs.Files(io.NewSectionReader(p, 0, size))
 	if err != nil {
 		return 0, err
 	}

@@ -1,0 +1,278 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-edge/holdfast/lab"
+	"github.com/holdfast-edge/holdfast/lab/drill"
+	"github.com/holdfast-edge/holdfast/link/operator"
+	"github.com/holdfast-edge/holdfast/link/wire"
+)
+
+// drillOptions are the flags of drill.
+type drillOptions struct {
+	dir string
+	drill.Options
+}
+
+func (e *env) drill() *cobra.Command {
+	var o drillOptions
+	var names []string
+	long := `Drill does to a virtual machine of the lab what the world does to machines in shops, and
+says whether it keeps its promises. Each step tells what was done, what was expected, what
+was seen, how long it took and what was lost. A broken promise is exit code 1.
+
+The drills:
+`
+	for _, k := range drill.Kinds() {
+		names = append(names, k.Name)
+		long += fmt.Sprintf("  %-8s %s\n", k.Name, k.Short)
+	}
+	long += `
+They write a ConfigMap holdfast-drill to the site, and the drill power commits and releases
+changes of the site's greeting: work in a clone of your real fleet repo, as with lab up.`
+	cmd := &cobra.Command{
+		Use: "drill NAME [MACHINE]", Short: "prove on a machine of the lab that it survives (power, theft, ...)", GroupID: "run", Long: long,
+		Example: "  holdfast lab up bristol-harbour --runtime vm\n  holdfast drill power bristol-harbour --cuts 20",
+		Args:    args(cobra.RangeArgs(1, 2)),
+		ValidArgsFunction: func(c *cobra.Command, a []string, to string) ([]string, cobra.ShellCompDirective) {
+			if len(a) == 0 {
+				var list []string
+				for _, k := range drill.Kinds() {
+					list = append(list, k.Name+"\t"+k.Short)
+				}
+				return list, cobra.ShellCompDirectiveNoFileComp
+			}
+			return e.completeSites(c, a[1:], to)
+		},
+		RunE: func(c *cobra.Command, a []string) error {
+			known := false
+			for _, name := range names {
+				known = known || name == a[0]
+			}
+			if !known {
+				return &Error{Err: fmt.Errorf("no drill %q", a[0]), Hint: "there are " + strings.Join(names, ", "), Code: CodeUsage}
+			}
+			return e.runDrill(c.Context(), a, o)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.dir, "dir", "", "folder of the lab; default: the one that lab up noted")
+	flags.Uint64Var(&o.Seed, "seed", 0, "brings the random choices of a drill back; 0: by the clock")
+	flags.IntVar(&o.Cuts, "cuts", 4, "power: how often the power is cut")
+	flags.BoolVar(&o.Install, "install", false, "power: also cut while a blank disk is filled, for what the site has written is lost")
+	flags.Uint16Var(&o.Port, "port", 30080, "where an app answers on the machine's LAN; 0: ask none")
+	flags.DurationVar(&o.Patience, "patience", 15*time.Minute, "how long the machine may take for anything")
+	flags.StringVar(&e.key, "key", "", "SSH key of a signer and operator")
+	cmd.MarkFlagDirname("dir")
+	return cmd
+}
+
+func (e *env) runDrill(ctx context.Context, a []string, o drillOptions) error {
+	l, err := e.labOf(ctx, o.dir)
+	if err != nil {
+		return err
+	}
+	w, err := l.Wanted()
+	if err != nil {
+		return hint(fmt.Errorf("no lab runs for this fleet repo: %w", err), "holdfast lab up SITE --runtime vm")
+	}
+	key := ""
+	if len(a) > 1 {
+		key = a[1]
+	} else if len(w.Machines) == 1 {
+		key = w.Machines[0].Key()
+	} else {
+		return &Error{Err: fmt.Errorf("the lab has %d machines: name one", len(w.Machines)), Hint: "holdfast lab status", Code: CodeUsage}
+	}
+	m, err := w.Find(key)
+	if err != nil {
+		return err
+	}
+	o.Lab, o.Machine, o.Site = l, m.Key(), &drillSite{e: e, machine: *m}
+	if e.output != "json" {
+		o.Began = func(did string) { e.printf("%s ...\n", did) }
+		o.Done = e.tellStep
+	}
+	v, err := drill.Run(ctx, a[0], o.Options)
+	if v == nil {
+		return virtualError(err)
+	}
+	if e.output == "json" {
+		if err := e.printJSON(v); err != nil {
+			return err
+		}
+	} else {
+		e.printf("%s\n", v)
+	}
+	if err != nil && !errors.Is(err, drill.ErrBroken) {
+		return err
+	}
+	if err != nil {
+		return coded(CodeFailed, fmt.Errorf("%w: %w", errTold, err))
+	}
+	return nil
+}
+
+func (e *env) tellStep(s drill.Step) {
+	e.printf("  expected  %s\n  seen      %s\n", s.Expected, s.Seen)
+	if s.Lost != "" {
+		e.printf("  lost      %s\n", s.Lost)
+	}
+	e.printf("  verdict   %s, %.0f s\n", map[bool]string{true: "kept", false: "BROKEN"}[s.Kept], s.Seconds)
+}
+
+// drillSite is a site as drills ask it.
+type drillSite struct {
+	e       *env
+	machine lab.Machine
+}
+
+// member finds the machine in the fleet repo as it is now.
+func (s *drillSite) member(ctx context.Context) (*target, error) {
+	return s.e.target(ctx, s.machine.Site+"/"+s.machine.Name)
+}
+
+func (s *drillSite) Status(ctx context.Context) (wire.MachineStatus, uint64, error) {
+	_, _, c, err := s.e.console(ctx, operator.Read)
+	if err != nil {
+		return wire.MachineStatus{}, 0, err
+	}
+	defer c.Close()
+	status, err := fetchStatus(ctx, c, "")
+	if err != nil {
+		return wire.MachineStatus{}, 0, err
+	}
+	for _, at := range status.Sites {
+		for _, m := range at.Machines {
+			if at.Name == s.machine.Site && m.Name == s.machine.Name {
+				return m, status.Head.N, nil
+			}
+		}
+	}
+	return wire.MachineStatus{}, 0, fmt.Errorf("the hub knows no machine %s", s.machine.Key())
+}
+
+func (s *drillSite) Ask(ctx context.Context) (wire.Report, error) {
+	var answer machineStatus
+	t, err := s.member(ctx)
+	if err != nil {
+		return answer.Report, err
+	}
+	c, err := s.e.dialMachine(ctx, t, "", operator.Read)
+	if err != nil {
+		return answer.Report, err
+	}
+	defer c.Close()
+	return answer.Report, c.Call(ctx, http.MethodGet, "/v1/status", nil, &answer)
+}
+
+// API gets a credential as holdfast kubeconfig does.
+func (s *drillSite) API(ctx context.Context, now func() time.Time) (*drill.API, error) {
+	t, err := s.member(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.e.dialMachine(ctx, t, "", operator.Read)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	addresses, err := s.e.hubAddresses(t.repo.GitDir(), t.fleet)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	var reply credentialReply
+	request := map[string]any{"key": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})), "seconds": int64((23 * time.Hour).Seconds())}
+	if err := c.Call(ctx, http.MethodPost, "/v1/credential", request, &reply); err != nil {
+		return nil, err
+	}
+	config := &tls.Config{ServerName: reply.ServerName, RootCAs: x509.NewCertPool(), Time: now}
+	block, _ := pem.Decode([]byte(reply.Certificate))
+	if block == nil || !config.RootCAs.AppendCertsFromPEM([]byte(reply.CA)) {
+		return nil, errors.New("the machine's credential is no certificate")
+	}
+	config.Certificates = []tls.Certificate{{Certificate: [][]byte{block.Bytes}, PrivateKey: key}}
+	return &drill.API{URL: "https://" + addresses[0], HTTP: &http.Client{Transport: &http.Transport{TLSClientConfig: config}}}, nil
+}
+
+// greetingLine is the site's own greeting, a variable of the example fleet.
+var greetingLine = regexp.MustCompile(`(?m)^(\s+greeting:).*$`)
+
+// greet puts a greeting into the text of a site.yaml.
+func greet(text []byte, greeting string) []byte {
+	const vars = "\n  vars:\n"
+	line := "    greeting: " + greeting + "\n"
+	switch {
+	case greetingLine.Match(text):
+		return greetingLine.ReplaceAll(text, []byte("${1} "+greeting))
+	case bytes.Contains(text, []byte(vars)):
+		return bytes.Replace(text, []byte(vars), []byte(vars+line), 1)
+	}
+	return append(bytes.TrimRight(text, "\n"), []byte(vars+line)...)
+}
+
+// Change gives the site another greeting, where the fleet has that variable.
+func (s *drillSite) Change(ctx context.Context, why string) (uint64, string, error) {
+	m, err := s.member(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	r, at := m.repo, m.site
+	resolved, err := m.fleet.Resolve(at)
+	if err != nil {
+		return 0, "", err
+	}
+	if _, declared := resolved.Vars["greeting"]; !declared {
+		return 0, "", nil // nothing here that is known to be free to change
+	}
+	file := filepath.Join(r.dir, filepath.FromSlash(at.Dir), "site.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, "", err
+	}
+	if err := os.WriteFile(file, greet(text, why), 0o644); err != nil {
+		return 0, "", err
+	}
+	if _, err := r.Commit(ctx, why, path.Join(r.root, at.Dir, "site.yaml")); err != nil {
+		return 0, "", err
+	}
+	var out bytes.Buffer
+	quiet := *s.e
+	quiet.output, quiet.out, quiet.err = "json", &out, io.Discard
+	answer, t, err := quiet.makeRelease(ctx, r, releaseOptions{})
+	if err != nil {
+		return 0, "", err
+	}
+	if err := quiet.handOver(ctx, r, t, answer); err != nil {
+		return 0, "", err
+	}
+	return t.Payload.N, why, nil
+}
