@@ -18,14 +18,14 @@
 //	SHA-256 of all of the above
 //	the packed chunks
 //
-// A packed chunk is one zstd frame that holds: uvarint number of steps; for each
-// step uvarint added, uvarint literal, varint distance of its old position from the
+// A packed chunk is one zstd frame that holds: uvarint filter of the literals (none,
+// x86, arm64); uvarint number of steps; for each step uvarint added, uvarint literal, varint distance of its old position from the
 // end of the step before (0 at the chunk's begin); all differences; all literals. A
 // step makes `added` bytes, each the sum of a byte of the old image and of the
 // differences, and then `literal` bytes as they are.
 //
 // It promises that Apply writes no byte that does not have the digest that the
-// delta names, and holds at most 8 chunks in memory. It leaves out who vouches for
+// delta names, and holds at most 4 chunks in memory. It leaves out who vouches for
 // the delta (a digest in a manifest), and the hash tree behind a root, which the
 // machine computes itself.
 package delta

@@ -13,8 +13,8 @@ import (
 const (
 	magic = "HFDELTA1"
 
-	// DefaultChunk balances memory on the machine (8 of them) and size.
-	DefaultChunk = 2 << 20
+	// DefaultChunk balances memory on the machine (4 of them) and size.
+	DefaultChunk = 4 << 20
 	leastChunk   = 4 << 10
 	mostChunk    = 8 << 20
 	mostImage    = 8 << 30
@@ -24,9 +24,10 @@ const (
 	perChunk  = 4 + sha256.Size
 )
 
-// packedMost and unpackedMost bound one chunk; what Make writes is below them.
-func packedMost(chunk int) int   { return chunk + chunk/2 + 4096 }
-func unpackedMost(chunk int) int { return 3*chunk + 4096 }
+// stepsMost, unpackedMost and packedMost bound one chunk; what Make writes is below them.
+func stepsMost(chunk int) int    { return chunk / 4 }
+func unpackedMost(chunk int) int { return chunk + stepsMost(chunk) }
+func packedMost(chunk int) int   { return unpackedMost(chunk) + 4096 }
 
 // ErrFormat: the bytes are no delta, or a damaged one.
 var ErrFormat = errors.New("not a delta, or a damaged one")
@@ -152,11 +153,13 @@ func (r *reader) varint() int64 {
 var errChunk = errors.New("its steps do not make its range")
 
 // unpack checks the steps of an unpacked chunk that makes size bytes from an old
-// image of old bytes, and calls each with its differences and literals.
+// image of old bytes, and calls each with its differences and literals. data is
+// changed.
 func unpack(data []byte, size int, old int64, each func(s step, diff, literal []byte) error) error {
 	r := &reader{data: data}
+	how := r.uvarint()
 	count := r.uvarint()
-	if count > uint64(size) {
+	if how >= uint64(filters) || count > uint64(size) {
 		return errChunk
 	}
 	steps := *r
@@ -178,6 +181,7 @@ func unpack(data []byte, size int, old int64, each func(s step, diff, literal []
 		return errChunk
 	}
 	diffs, literals := r.data[:added], r.data[added:]
+	filter(how).remove(literals)
 	at = 0
 	for range count {
 		s := step{added: int(steps.uvarint()), literal: int(steps.uvarint())}

@@ -349,13 +349,18 @@ func (m *maker) write(ctx context.Context, w io.Writer, chunks [][]step) (int64,
 				return err
 			}
 			digests[i] = sha256.Sum256(data)
-			plain, err := m.plain(steps, data)
+			chunk, err := m.unpacked(steps, data)
 			if err != nil {
 				return err
 			}
-			packed[i] = z.EncodeAll(plain, nil)
-			if len(packed[i]) > packedMost(m.chunk) || len(plain) > unpackedMost(m.chunk) {
-				return fmt.Errorf("chunk %d takes %d bytes, %d packed: more than is read", i, len(plain), len(packed[i]))
+			if len(chunk)-len(data) > stepsMost(m.chunk) { // crumbs: cheaper as they are
+				if chunk, err = m.unpacked(literal(len(data)), data); err != nil {
+					return err
+				}
+			}
+			packed[i] = z.EncodeAll(chunk, nil)
+			if len(packed[i]) > packedMost(m.chunk) {
+				return fmt.Errorf("chunk %d takes %d bytes packed: more than is read", i, len(packed[i]))
 			}
 			return nil
 		})
@@ -383,9 +388,9 @@ func (m *maker) write(ctx context.Context, w io.Writer, chunks [][]step) (int64,
 	return total, nil
 }
 
-// plain is a chunk before it is packed.
-func (m *maker) plain(steps []step, data []byte) ([]byte, error) {
-	out := binary.AppendUvarint(nil, uint64(len(steps)))
+// unpacked is a chunk before it is packed.
+func (m *maker) unpacked(steps []step, data []byte) ([]byte, error) {
+	var out []byte
 	at := int64(0)
 	var literals []byte
 	diffs := make([]byte, 0, len(data))
@@ -409,5 +414,8 @@ func (m *maker) plain(steps []step, data []byte) ([]byte, error) {
 		literals = append(literals, data[s.added:s.added+s.literal]...)
 		data = data[s.added+s.literal:]
 	}
-	return append(append(out, diffs...), literals...), nil
+	how := suits(literals)
+	how.apply(literals)
+	head := binary.AppendUvarint(binary.AppendUvarint(nil, uint64(how)), uint64(len(steps)))
+	return slices.Concat(head, out, diffs, literals), nil
 }
