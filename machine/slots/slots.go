@@ -60,6 +60,19 @@ func New(c Config) (*Slots, error) {
 	return &Slots{Config: c, disk: onESP(path.Join(c.ESP, Folder)), inspect: inspect}, nil
 }
 
+// OnTrial says, by the ESP alone, whether the slot that runs is on trial, with
+// another one to go back to. A machine that cannot open its disks in such a boot
+// cannot judge itself; it reboots, and the counter leads back.
+func OnTrial(esp string, running Slot) (bool, error) {
+	s := &Slots{Config: Config{ESP: esp, Slot: running}, disk: onESP(path.Join(esp, Folder)), inspect: inspect}
+	self, ok, err := s.Entry(running)
+	if err != nil || !ok || !self.Count.Counted || self.Count.spent() {
+		return false, err
+	}
+	_, ok, err = s.Entry(s.Idle())
+	return ok, err
+}
+
 // Idle is the slot that does not run.
 func (s *Slots) Idle() Slot { return s.Slot.Other() }
 

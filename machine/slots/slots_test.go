@@ -217,6 +217,11 @@ func TestRealFiles(t *testing.T) {
 	if want := []string{"holdfast-b+3.efi 1.1", "holdfast-a.efi 1.0"}; !slices.Equal(got, want) {
 		t.Errorf("entries are %q, want %q", got, want)
 	}
+	for slot, want := range map[Slot]bool{A: false, B: true} {
+		if got, err := OnTrial(s.ESP, slot); err != nil || got != want {
+			t.Errorf("OnTrial of %s = %v, %v", slot, got, err)
+		}
+	}
 	if entries[0].Verity != v {
 		t.Error("the entry's root is another one")
 	}
