@@ -180,10 +180,28 @@ func (o *Options) check() error {
 }
 
 // osRelease is the file os-release, in the root and in the UKI. systemd-boot
-// sorts by its version, and package slots reads it.
+// sorts by its version, and package slots reads it; package update goes by the
+// Kubernetes minor.
 func (o *Options) osRelease() string {
-	return fmt.Sprintf("ID=holdfast\nNAME=Holdfast\nPRETTY_NAME=\"Holdfast %s\"\nVERSION_ID=%s\nIMAGE_ID=holdfast\nIMAGE_VERSION=%s\nBUILD_ID=%s\n",
-		o.Version, o.Version, o.Version, o.Built.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("ID=holdfast\nNAME=Holdfast\nPRETTY_NAME=\"Holdfast %s\"\nVERSION_ID=%s\nIMAGE_ID=holdfast\nIMAGE_VERSION=%s\nBUILD_ID=%s\nHOLDFAST_KUBERNETES=%s\n",
+		o.Version, o.Version, o.Version, o.Built.UTC().Format(time.RFC3339), o.kubernetes())
+}
+
+// kubernetes is the minor that goes in, such as 1.36; "" where the program does
+// not say what it was built of.
+func (o *Options) kubernetes() string {
+	list, _, err := modules(filepath.Join(o.Programs.System, "kube"))
+	if err != nil {
+		return ""
+	}
+	for _, m := range list {
+		if m.Path == upstream["kube"] {
+			major, rest, _ := strings.Cut(strings.TrimPrefix(m.Version, "v"), ".")
+			minor, _, _ := strings.Cut(rest, ".")
+			return major + "." + minor
+		}
+	}
+	return ""
 }
 
 // cmdline is the kernel's command line, signed with the UKI. Hardening follows
