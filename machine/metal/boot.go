@@ -160,6 +160,9 @@ const (
 )
 
 func (m *metal) bootWatchdog(ctx context.Context) (err error) {
+	if err := modules.EnableHelper(false); err != nil { // until bootModules
+		return err
+	}
 	if m.modules, err = modules.Open(modules.Folder()); err != nil {
 		return err
 	}
@@ -244,7 +247,7 @@ func (m *metal) bootModules(ctx context.Context) error {
 		if err != nil {
 			m.log.Warn("kernel modules not loaded", "err", err)
 		}
-		return nil
+		return modules.EnableHelper(true)
 	case <-ctx.Done():
 		return ctx.Err()
 	}

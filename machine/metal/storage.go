@@ -40,6 +40,9 @@ const (
 // what lies there, hints and updates, and no more.
 func (m *metal) bootESP(context.Context) error {
 	m.public = runDir + "/public"
+	if err := m.modules.Need("vfat", "nls_cp437", "nls_ascii"); err != nil {
+		return err
+	}
 	if m.booted.ESP != "" {
 		var err error
 		if m.booted.Slot == slotStick {
@@ -105,6 +108,9 @@ type profile struct {
 func (m *metal) bootDisks(ctx context.Context) error {
 	if m.limits != nil {
 		return nil // its TPM is broken
+	}
+	if err := m.modules.Need("ext4", "dm_crypt", "xts", "aesni_intel", "aes_ce_blk"); err != nil {
+		m.log.Warn("kernel modules not loaded", "err", err) // a processor without AES instructions refuses theirs
 	}
 	options, err := m.diskOptions()
 	if err != nil {

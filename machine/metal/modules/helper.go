@@ -28,14 +28,28 @@ func Helper(args []string) int {
 		if strings.HasPrefix(name, "-") {
 			continue
 		}
+		said := "<6>holdfast: the kernel asked for module %q, which the boot had not loaded\n"
 		if l.Load(name) != nil {
 			code = 1
-			continue
+			said = "<7>holdfast: the kernel asked for module %q, and there is none\n"
 		}
 		if k, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
-			fmt.Fprintf(k, "<6>holdfast: the kernel asked for module %q, which the boot had not loaded\n", name)
+			fmt.Fprintf(k, said, name)
 			k.Close()
 		}
 	}
 	return code
+}
+
+// EnableHelper lets the kernel call the helper, or not. While a boot loads what is
+// needed by name, calls would only be slow ways to the same, one process each.
+func EnableHelper(on bool) error {
+	path := ""
+	if on {
+		path = "/sbin/modprobe"
+	}
+	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte(path+"\n"), 0); err != nil {
+		return fmt.Errorf("set the kernel's helper for modules: %w", err)
+	}
+	return nil
 }

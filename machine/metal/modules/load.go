@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -59,8 +60,9 @@ func (l *Loader) Kernel() string { return l.index.Kernel }
 // Listed are the modules that the index says to load in any case, in order.
 func (l *Loader) Listed() []string { return l.index.Load }
 
-// atOnce is how many modules load at the same time: some wait for their hardware.
-const atOnce = 4
+// atOnce is how many modules load at the same time: some wait for their hardware,
+// and the boot goes on beside them.
+const atOnce = 2
 
 // Load loads modules by name or alias, each after what it needs, several at the
 // same time. All are tried; the error names those that did not load. What they
@@ -99,6 +101,12 @@ func (l *Loader) load(name string) error {
 		before = errors.Join(before, err)
 	}
 	return nil
+}
+
+// Need is Load of those among the names that the OS image has: for what one of
+// several drivers does, by the architecture.
+func (l *Loader) Need(names ...string) error {
+	return l.Load(slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !l.Has(n) })...)
 }
 
 // Has tells whether the OS image has the module, as a file or in the kernel.
