@@ -7,7 +7,7 @@ LDFLAGS    := -s -w -X github.com/holdfast-edge/holdfast/internal/version.Versio
 GOBUILD    := env CGO_ENABLED=0 go build -trimpath
 STEP       := build/step
 
-.PHONY: help root build images setup demo test test-unit test-cross test-system test-vm test-site bench clean
+.PHONY: help root build images setup demo test test-unit test-cross test-system test-vm test-site test-vmsite drill bench clean
 help: ## what this Makefile can do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile build/*.mk | expand -t 20
 
@@ -54,6 +54,12 @@ test-vm: ## virtual machines: power cuts that lose what was not flushed, watchdo
 
 test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
 	@$(STEP) "site tests" go test -v -tags site -run TestSite -count 1 -timeout 30m ./lab/site
+
+test-vmsite: ## a site on the OS image in a virtual machine: who may enter, power cuts, theft, wrong clocks (needs root)
+	@$(STEP) "a site in a virtual machine" go test -v -tags vm -count 1 -timeout 100m ./lab/vmsite
+
+drill: root setup build system images os ## every drill on a virtual machine, with 100 power cuts (CUTS=n); without KVM that takes hours
+	@build/drill
 
 bench: root setup build system images ## start-up phases, memory, idle CPU, bytes; prints the figures of the README
 	@build/bench
