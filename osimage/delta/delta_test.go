@@ -474,6 +474,33 @@ func TestSuffixes(t *testing.T) {
 	}
 }
 
+// With the table of starts and without, the same places are found.
+func TestStarts(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	old := program(r, 1<<20, 0)
+	old = append(old, 0, 0, 0xff)
+	m, err := newMatcher(old)
+	if err != nil || m.starts == nil {
+		t.Fatal("no table", err)
+	}
+	slow := &matcher{old: old, sa: m.sa}
+	for range 3000 {
+		s := make([]byte, 1+r.IntN(30))
+		if at := r.IntN(len(old)); r.IntN(3) > 0 {
+			s = bytes.Clone(old[at:min(at+len(s), len(old))])
+		}
+		for i := range s {
+			if r.IntN(9) == 0 {
+				s[i] = byte(r.Uint32())
+			}
+		}
+		at, n := m.longest(s)
+		if slowAt, slowN := slow.longest(s); n != slowN || !bytes.Equal(old[at:at+n], old[slowAt:slowAt+n]) {
+			t.Fatalf("found %d bytes at %d, without the table %d at %d", n, at, slowN, slowAt)
+		}
+	}
+}
+
 func TestLongest(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 2))
 	old := make([]byte, 500)

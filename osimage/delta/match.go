@@ -67,13 +67,38 @@ var _ io.Writer = (*saveReader)(nil)
 // matcher finds the bytes of one old file in new ones. It may be used from several
 // goroutines.
 type matcher struct {
-	old []byte
-	sa  []int32
+	old    []byte
+	sa     []int32
+	starts []int32 // in sa, of the suffixes that begin with these three bytes; nil: not worth it
 }
 
 func newMatcher(old []byte) (*matcher, error) {
-	sa, err := suffixes(old)
-	return &matcher{old, sa}, err
+	m := &matcher{old: old}
+	var err error
+	if m.sa, err = suffixes(old); err != nil || len(old) < 1<<20 {
+		return m, err
+	}
+	m.starts = make([]int32, 1<<24+2)
+	for i := range old {
+		m.starts[first(old[i:])+1]++
+	}
+	for i := range m.starts[1:] {
+		m.starts[i+1] += m.starts[i]
+	}
+	return m, nil
+}
+
+// first is the number that the first three bytes are; where one ends before, zeros
+// follow, which keeps the order.
+func first(b []byte) int {
+	n := 0
+	for i := range 3 {
+		n <<= 8
+		if i < len(b) {
+			n |= int(b[i])
+		}
+	}
+	return n
 }
 
 // searched is how much of what is sought decides where it is found.
@@ -82,8 +107,12 @@ const searched = 1 << 10
 // longest finds the longest piece of old that s begins with.
 func (m *matcher) longest(s []byte) (at, n int) {
 	key := s[:min(len(s), searched)]
-	i := sort.Search(len(m.sa), func(i int) bool {
-		old := m.old[m.sa[i]:]
+	from, to := 0, len(m.sa)
+	if m.starts != nil && len(key) >= 3 {
+		from, to = int(m.starts[first(key)]), int(m.starts[first(key)+1])
+	}
+	i := from + sort.Search(to-from, func(i int) bool {
+		old := m.old[m.sa[from+i]:]
 		return bytes.Compare(old[:min(len(old), len(key))], key) >= 0
 	})
 	for _, j := range []int{i, i - 1} {
