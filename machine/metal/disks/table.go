@@ -1,6 +1,7 @@
 package disks
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -167,7 +168,7 @@ func (r *rim) copyPart(ctx context.Context, from, name string, length int64) err
 	}
 	defer dst.Close()
 	const first = 4096
-	buffer := make([]byte, 1<<20)
+	buffer, there := make([]byte, 1<<20), make([]byte, 1<<20)
 	for at := int64(first); at < length; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -179,8 +180,11 @@ func (r *rim) copyPart(ctx context.Context, from, name string, length int64) err
 			}
 			return fmt.Errorf("copy %s at byte %d: %w", from, at, err)
 		}
-		if _, err := dst.WriteAt(buffer[:n], at); err != nil {
-			return fmt.Errorf("copy %s at byte %d: %w", from, at, err)
+		// What is there already, as after a power cut or where both are empty, is not written again.
+		if got, err := dst.ReadAt(there[:n], at); err != nil && got < n || !bytes.Equal(there[:n], buffer[:n]) {
+			if _, err := dst.WriteAt(buffer[:n], at); err != nil {
+				return fmt.Errorf("copy %s at byte %d: %w", from, at, err)
+			}
 		}
 		at += int64(n)
 	}
