@@ -22,10 +22,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-edge/holdfast/internal/git"
 	"github.com/holdfast-edge/holdfast/lab"
 	"github.com/holdfast-edge/holdfast/lab/drill"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/osimage/build"
 )
 
 // drillOptions are the flags of drill.
@@ -80,6 +82,7 @@ changes of the site's greeting: work in a clone of your real fleet repo, as with
 	flags.Uint64Var(&o.Seed, "seed", 0, "brings the random choices of a drill back; 0: by the clock")
 	flags.IntVar(&o.Cuts, "cuts", 4, "power: how often the power is cut")
 	flags.BoolVar(&o.Install, "install", false, "power: also cut while a blank disk is filled, for what the site has written is lost")
+	flags.StringVar(&o.Only, "only", "", "bad-os: one way of being bad (panic, hang, kubelet, network, cold or late); default: all")
 	flags.Uint16Var(&o.Port, "port", 30080, "where an app answers on the machine's LAN; 0: ask none")
 	flags.DurationVar(&o.Patience, "patience", 15*time.Minute, "how long the machine may take for anything")
 	flags.StringVar(&e.key, "key", "", "SSH key of a signer and operator")
@@ -108,7 +111,10 @@ func (e *env) runDrill(ctx context.Context, a []string, o drillOptions) error {
 	if err != nil {
 		return err
 	}
-	o.Lab, o.Machine, o.Site = l, m.Key(), &drillSite{e: e, machine: *m}
+	o.Lab, o.Machine, o.Site = l, m.Key(), &drillSite{e: e, lab: l, machine: *m}
+	if o.Saboteur, err = beside("saboteur"); err != nil && a[0] == "bad-os" {
+		return hint(err, "make saboteur")
+	}
 	if e.output != "json" {
 		o.Began = func(did string) { e.printf("%s ...\n", did) }
 		o.Done = e.tellStep
@@ -144,6 +150,7 @@ func (e *env) tellStep(s drill.Step) {
 // drillSite is a site as drills ask it.
 type drillSite struct {
 	e       *env
+	lab     lab.Lab
 	machine lab.Machine
 }
 
@@ -264,15 +271,107 @@ func (s *drillSite) Change(ctx context.Context, why string) (uint64, string, err
 	if _, err := r.Commit(ctx, why, path.Join(r.root, at.Dir, "site.yaml")); err != nil {
 		return 0, "", err
 	}
-	var out bytes.Buffer
+	n, err := s.release(ctx, r)
+	return n, why, err
+}
+
+// release signs what is committed and hands it over, without a word.
+func (s *drillSite) release(ctx context.Context, r *repo) (uint64, error) {
 	quiet := *s.e
-	quiet.output, quiet.out, quiet.err = "json", &out, io.Discard
+	quiet.output, quiet.out, quiet.err = "json", io.Discard, io.Discard
 	answer, t, err := quiet.makeRelease(ctx, r, releaseOptions{})
 	if err != nil {
-		return 0, "", err
+		return 0, err
 	}
 	if err := quiet.handOver(ctx, r, t, answer); err != nil {
-		return 0, "", err
+		return 0, err
 	}
-	return t.Payload.N, why, nil
+	return t.Payload.N, nil
+}
+
+// BuildOS builds as lab up does, with the same keys.
+func (s *drillSite) BuildOS(ctx context.Context, version, from string, change func(*build.Options) error) (*drill.OSBuild, error) {
+	options, err := s.e.labOSOptions(ctx, s.lab)
+	if err != nil {
+		return nil, err
+	}
+	options.Version = version
+	options.Output = filepath.Join(s.lab.Dir, "os", "drill-"+version)
+	if change != nil {
+		if err := change(&options); err != nil {
+			return nil, err
+		}
+	}
+	r, err := build.Build(ctx, options)
+	if err != nil {
+		return nil, osBuildHint(err, options.Programs)
+	}
+	if err := errors.Join(os.Remove(r.Disk), os.Remove(r.Stick)); err != nil {
+		return nil, err
+	}
+	a, err := writeArtefact(ctx, r, []string{from}, nil, func(string) {})
+	if err != nil {
+		return nil, err
+	}
+	made := &drill.OSBuild{Version: version, Parts: r.Parts, Folder: a.Folder, Whole: a.Whole}
+	for _, d := range a.Deltas {
+		made.Delta = d.Size
+	}
+	return made, nil
+}
+
+// osLine is the OS version of a ring, or the comment in its place.
+var osLine = regexp.MustCompile(`(?m)^  (# )?os:.*$`)
+
+func (s *drillSite) ReleaseOS(ctx context.Context, o *drill.OSBuild, soak time.Duration) (uint64, error) {
+	m, err := s.member(ctx)
+	if err != nil {
+		return 0, err
+	}
+	r := m.repo
+	quiet := *s.e
+	quiet.output, quiet.out, quiet.err = "json", io.Discard, io.Discard
+	files := []string{}
+	if o.Folder != "" {
+		if err := quiet.runOSPush(ctx, []string{o.Folder}); err != nil {
+			return 0, err
+		}
+		files = append(files, path.Join(r.root, "os", o.Version+".yaml"))
+	} else if _, known := m.fleet.OSVersion(o.Version); !known {
+		o = &drill.OSBuild{} // what the machine had from its first disk: the ring names none
+	}
+	edit := func(name string, change func(string) string) error {
+		text, err := os.ReadFile(filepath.Join(r.dir, filepath.FromSlash(name)))
+		if err != nil {
+			return err
+		}
+		files = append(files, path.Join(r.root, name))
+		return os.WriteFile(filepath.Join(r.dir, filepath.FromSlash(name)), []byte(change(string(text))), 0o644)
+	}
+	err = edit(path.Join("rings", m.site.Ring+".yaml"), func(text string) string {
+		line := "  os: " + o.Version
+		if o.Version == "" {
+			line = "  # os:"
+		}
+		if osLine.MatchString(text) {
+			return osLine.ReplaceAllString(text, line)
+		}
+		return strings.Replace(text, "\nspec:\n", "\nspec:\n"+line+"\n", 1)
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = edit(path.Join(m.site.Dir, "site.yaml"), func(text string) string {
+		if strings.Contains(text, "\n  machine:") {
+			return text
+		}
+		return strings.TrimRight(text, "\n") + fmt.Sprintf("\n  machine:\n    update: {deadline: 20m, soak: %s}\n", soak)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if _, err := r.Commit(ctx, "drill: OS "+o.Version, files...); err != nil && !errors.Is(err, git.ErrNothing) {
+		return 0, err
+	}
+	return s.release(ctx, r)
 }

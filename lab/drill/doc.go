@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/osimage/build"
 )
 
 // Site is what a drill needs to know of the site, besides its lab.
@@ -29,6 +30,19 @@ type Site interface {
 	// and returns the number of the release and a text that the app then says; 0 when
 	// the fleet repo has nothing that is known to be free to change.
 	Change(ctx context.Context, why string) (n uint64, says string, err error)
+	// BuildOS builds a version of the fleet's OS with a delta from a folder of parts;
+	// change, if not nil, makes it another one than the programs here make.
+	BuildOS(ctx context.Context, version, from string, change func(*build.Options) error) (*OSBuild, error)
+	// ReleaseOS brings the version to the hubs, makes it the one of the machine's
+	// ring, and releases. One without a folder is known already.
+	ReleaseOS(ctx context.Context, o *OSBuild, soak time.Duration) (n uint64, err error)
+}
+
+// OSBuild is a version of the OS.
+type OSBuild struct {
+	Version       string
+	Parts, Folder string // of parts, and of the update
+	Whole, Delta  int64  // bytes to fetch
 }
 
 // API is a way to a site's Kubernetes.
@@ -89,6 +103,8 @@ func Kinds() []Kind {
 		{"tamper", "flip one byte of the root, of the boot image and of the boot loader"},
 		{"theft", "start the disk in a box with another TPM, and look at what a thief reads"},
 		{"clock", "start the machine in 1970, and ten years from now"},
+		{"update", "release a good next OS, and watch it being fetched, tried and kept"},
+		{"bad-os", "release OS versions that panic, hang, or break later, and watch the way back"},
 		{"disk", "put a blank disk in, and let the machine refill itself"},
 	}
 }

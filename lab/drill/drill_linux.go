@@ -15,13 +15,15 @@ import (
 
 // Options are what a drill works on, and how.
 type Options struct {
-	Lab     lab.Lab
-	Machine string // of the lab: a virtual one
-	Site    Site
-	Port    uint16 // where the app answers on the machine's LAN; 0: no app is asked
-	Seed    uint64 // of what is random; 0: by the clock
-	Cuts    int    // of the power
-	Install bool   // power: also cut while a blank copy of the disk is filled; what the site wrote goes
+	Lab      lab.Lab
+	Machine  string // of the lab: a virtual one
+	Site     Site
+	Port     uint16 // where the app answers on the machine's LAN; 0: no app is asked
+	Seed     uint64 // of what is random; 0: by the clock
+	Cuts     int    // of the power
+	Install  bool   // power: also cut while a blank copy of the disk is filled; what the site wrote goes
+	Saboteur string // bad-os: the program that stands in the place of others
+	Only     string // bad-os: one way of being bad; "": all
 	// Patience is how long the machine may take for anything; default 15 minutes,
 	// as without KVM all is slow. Nothing is held against the clock but this.
 	Patience time.Duration
@@ -40,6 +42,8 @@ type drill struct {
 	counter *counter
 	luks    string // STATE's identity
 	built   time.Time
+
+	partsNow string // folder of the OS version that an update brought; "": the machine's first
 }
 
 // steps of each drill. They begin and end with a machine that is well.
@@ -48,6 +52,8 @@ var kinds = map[string]func(*drill, context.Context) error{
 	"tamper": (*drill).tamper,
 	"theft":  (*drill).theft,
 	"clock":  (*drill).clock,
+	"update": (*drill).update,
+	"bad-os": (*drill).badOS,
 	"disk":   (*drill).disk,
 }
 

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
@@ -77,6 +78,9 @@ func (t *tree) change(replace map[string][]byte, remove []string) error {
 		if e.dir {
 			faults = append(faults, fmt.Errorf("replace %q: it is a folder", name))
 			continue
+		}
+		if e.why == "" && bytes.HasPrefix(replace[name], []byte("\x7fELF")) {
+			e.why = "for a drill"
 		}
 		t.add(entry{path: name, data: replace[name], why: e.why, lib: e.lib, from: "replaced"})
 	}
