@@ -443,7 +443,7 @@ func (e *env) labRelease(ctx context.Context, r *repo, watch *stopwatch) error {
 
 // labWait waits until every running site is well with the newest release.
 func (e *env) labWait(ctx context.Context, l lab.Lab, w *lab.Wanted, c *operator.Client, watch *stopwatch) error {
-	most := patience(w, 5*time.Minute)
+	most, parent := patience(w, 5*time.Minute), ctx
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	pending := map[string]bool{}
@@ -457,13 +457,13 @@ func (e *env) labWait(ctx context.Context, l lab.Lab, w *lab.Wanted, c *operator
 	for len(pending) > 0 {
 		s, err := fetchStatus(ctx, c, cursor)
 		if err != nil {
-			if ctx.Err() != nil {
-				return e.notWell(l, pending, last, most)
+			if ctx.Err() == nil && wait(ctx, 300*time.Millisecond) {
+				continue
 			}
-			if !wait(ctx, 300*time.Millisecond) {
-				return e.notWell(l, pending, last, most)
+			if parent.Err() != nil { // somebody does not want to wait any longer
+				return parent.Err()
 			}
-			continue
+			return e.notWell(l, pending, last, most)
 		}
 		last, cursor = s, s.Cursor
 		for _, site := range s.Sites {

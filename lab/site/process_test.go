@@ -25,9 +25,6 @@ type process struct {
 
 func (p process) String() string { return fmt.Sprintf("%s (%d)", p.kind, p.pid) }
 
-// name is the process's folder in /proc.
-func (p process) name() string { return strconv.Itoa(p.pid) }
-
 // processes lists the processes of the lab: its units and everything below them.
 func (s *shop) processes() ([]process, error) {
 	units, err := s.lab.Units()

@@ -49,8 +49,6 @@ type shop struct {
 	whole    map[string]int // processes of a site that is well, by what they are
 	head     uint64         // newest release
 	greeting string         // what the app says when that release runs
-	patience time.Duration  // how many times longer everything may take; 0: as long as usual
-	more     []string       // environment
 }
 
 // newShop makes the fleet. Nothing runs yet.
@@ -104,11 +102,11 @@ func (s *shop) environment() []string {
 		name, _, _ := strings.Cut(v, "=")
 		return name == "HOME" || name == "SSH_AUTH_SOCK" || strings.HasPrefix(name, "GIT_") || strings.HasPrefix(name, "XDG_") || strings.HasPrefix(name, "HOLDFAST_")
 	})
-	return append(append(list, "HOME="+s.work, "HOLDFAST_CONFIG="+filepath.Join(s.work, "notes")), s.more...)
+	return append(list, "HOME="+s.work, "HOLDFAST_CONFIG="+filepath.Join(s.work, "notes"))
 }
 
 func (s *shop) tryCommand(input, program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), max(1, s.patience)*6*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.Env, cmd.Stdin = s.work, s.environment(), strings.NewReader(input)
@@ -206,7 +204,7 @@ func (s *shop) answer() (string, error) {
 // answers waits until the app says what the newest release says.
 func (s *shop) answers(t *testing.T) time.Duration {
 	t.Helper()
-	return within(t, max(1, s.patience)*comeBack, func() error {
+	return within(t, comeBack, func() error {
 		said, err := s.answer()
 		if err == nil && !strings.Contains(said, s.greeting) {
 			err = fmt.Errorf("the app says %s, want %q", said, s.greeting)
