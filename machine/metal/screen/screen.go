@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -57,9 +58,32 @@ func (s *Screen) Again() {
 }
 
 func (s *Screen) show() {
-	if s.glass != nil && s.last != nil {
-		s.glass.Write([]byte(clear + strings.ReplaceAll(string(s.last), "\n", "\r\n")))
+	if s.glass == nil || s.last == nil {
+		return
 	}
+	lines := fit(strings.Split(strings.TrimRight(string(s.last), "\n"), "\n"), rows(s.glass))
+	s.glass.Write([]byte(clear + strings.Join(lines, "\r\n"))) // no new line at the end, which would scroll
+}
+
+// rows is how many lines a screen has; a small one where it does not say.
+func rows(glass io.Writer) int {
+	if f, ok := glass.(*os.File); ok {
+		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Row > 0 {
+			return int(size.Row)
+		}
+	}
+	return 25
+}
+
+// fit leaves out empty lines, the last ones first, until so many are left, and
+// then what stands at the end.
+func fit(lines []string, most int) []string {
+	for i := len(lines) - 1; i >= 0 && len(lines) > most; i-- {
+		if strings.TrimSpace(lines[i]) == "" {
+			lines = slices.Delete(lines, i, i+1)
+		}
+	}
+	return lines[:min(len(lines), most)]
 }
 
 // changes writes the lines that were not in the picture before. Lines of blocks,

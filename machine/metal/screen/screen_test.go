@@ -20,11 +20,11 @@ func TestWholeOnGlassChangesOnTheLine(t *testing.T) {
 	if n := strings.Count(glass.String(), clear); n != 3 {
 		t.Errorf("the screen was drawn %d times, want 3", n)
 	}
-	if !strings.Contains(glass.String(), "█▀▀█\r\n") {
+	if !strings.Contains(glass.String(), "█▀▀█") {
 		t.Error("the screen has no QR code")
 	}
 	s.Again()
-	if !strings.HasSuffix(glass.String(), clear+"Holdfast 1\r\n\r\n  machine  abc\r\n  fault    E17 no address on port 1\r\n") {
+	if !strings.HasSuffix(glass.String(), clear+"Holdfast 1\r\n\r\n  machine  abc\r\n  fault    E17 no address on port 1") {
 		t.Error("the last picture is not shown again")
 	}
 }
@@ -35,4 +35,17 @@ func TestNoDevices(t *testing.T) {
 		t.Error(err)
 	}
 	s.Again()
+}
+
+// TestNothingScrollsAway: the top says who the machine is.
+func TestNothingScrollsAway(t *testing.T) {
+	var glass bytes.Buffer
+	New(&glass, nil).Write([]byte("Holdfast\n\n" + strings.Repeat("line\n", 20) + "\n" + strings.Repeat("code\n", 3) + "end\n"))
+	got := strings.Split(strings.TrimPrefix(glass.String(), clear), "\r\n")
+	if len(got) != 25 || got[0] != "Holdfast" || got[24] != "end" {
+		t.Errorf("%d lines: %q", len(got), got)
+	}
+	if got := fit(strings.Split("a b c d", " "), 3); len(got) != 3 || got[0] != "a" {
+		t.Errorf("got %q", got)
+	}
 }
