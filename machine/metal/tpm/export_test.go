@@ -1,6 +1,11 @@
 package tpm
 
-import "errors"
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/google/go-tpm/tpm2"
+)
 
 // Cut lets a TPM die after its n-th command from now: done says whether that one is still carried out.
 func Cut(t *TPM, n int, done bool) {
@@ -34,6 +39,24 @@ func (c *cutBus) Send(command []byte) ([]byte, error) {
 	return c.bus.Send(command)
 }
 
+// Before calls do before each command with that code; do may use the TPM.
+func Before(t *TPM, code tpm2.TPMCC, do func(Bus)) {
+	t.bus = &beforeBus{bus: t.bus, code: code, do: do}
+}
+
+type beforeBus struct {
+	bus
+	code tpm2.TPMCC
+	do   func(Bus)
+}
+
+func (b *beforeBus) Send(command []byte) ([]byte, error) {
+	if tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == b.code {
+		b.do(b.bus)
+	}
+	return b.bus.Send(command)
+}
+
 var (
 	ParseBlob   = func(b []byte) error { _, _, _, err := parseBlob(b); return err }
 	DecodeNotes = decodeNotes
@@ -42,7 +65,23 @@ var (
 )
 
 // Bus is for tests that ask the TPM something that this package does not.
-func Bus(t *TPM) bus { return t.bus }
+type Bus = bus
+
+// BusOf is the way to the TPM.
+func BusOf(t *TPM) Bus { return t.bus }
 
 // NotesIndexes are the NV indexes.
 var NotesIndexes = notesIndexes
+
+// Before calls f with each command that goes to the TPM from now on.
+func Before(t *TPM, f func(command []byte)) { t.bus = &watchedBus{t.bus, f} }
+
+type watchedBus struct {
+	bus
+	before func([]byte)
+}
+
+func (w *watchedBus) Send(command []byte) ([]byte, error) {
+	w.before(command)
+	return w.bus.Send(command)
+}

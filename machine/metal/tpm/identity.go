@@ -34,16 +34,14 @@ func identityTemplate() tpm2.TPMTPublic {
 	}
 }
 
-// identity is the loaded identity key. The caller holds t.mu.
+// identity loads the identity key, for as long as it is needed: with a key loaded, the kernel's resource manager makes four commands of each. The caller
+// holds t.mu, and flushes.
 func (t *TPM) identity() (*loadedKey, error) {
-	if t.key == nil {
-		key, err := t.primary(identityTemplate())
-		if err != nil {
-			return nil, fmt.Errorf("make the identity key: %w", err)
-		}
-		t.key = key
+	key, err := t.primary(identityTemplate())
+	if err != nil {
+		return nil, fmt.Errorf("make the identity key: %w", err)
 	}
-	return t.key, nil
+	return key, nil
 }
 
 // Signer is the identity key as a crypto.MessageSigner.
@@ -59,6 +57,7 @@ func (t *TPM) signer() (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.flush(key.handle)
 	point, err := key.public.Unique.ECC()
 	if err != nil {
 		return nil, fmt.Errorf("read the identity key: %w", err)
@@ -92,14 +91,15 @@ func (s *Signer) SignMessage(_ io.Reader, message []byte, opts crypto.SignerOpts
 	}
 	s.tpm.mu.Lock()
 	defer s.tpm.mu.Unlock()
-	key, err := s.tpm.identity()
-	if err != nil {
-		return nil, err
-	}
 	digest, ticket, err := s.tpm.hash(message)
 	if err != nil {
 		return nil, fmt.Errorf("sign with the TPM: hash: %w", classify(err))
 	}
+	key, err := s.tpm.identity()
+	if err != nil {
+		return nil, err
+	}
+	defer s.tpm.flush(key.handle)
 	signed, err := tpm2.Sign{KeyHandle: key.auth(tpm2.PasswordAuth(nil)), Digest: digest, Validation: ticket,
 		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}}.Execute(s.tpm.bus)
 	if err != nil {
@@ -156,6 +156,7 @@ func (t *TPM) Quote(extra []byte) (attest, signature []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	defer t.flush(key.handle)
 	quote, err := tpm2.Quote{SignHandle: key.auth(tpm2.PasswordAuth(nil)), QualifyingData: tpm2.TPM2BData{Buffer: extra},
 		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, PCRSelect: selection()}.Execute(t.bus)
 	if err != nil {

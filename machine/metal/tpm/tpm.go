@@ -40,8 +40,7 @@ var (
 type TPM struct {
 	mu   sync.Mutex // one conversation at a time
 	bus  bus
-	key  *loadedKey // the identity; nil until it is first needed
-	note *notes     // nil until they are first needed
+	note *notes // nil until they are first needed
 }
 
 // bus carries commands to a TPM and closes with it.
@@ -68,14 +67,10 @@ func Open(path string) (*TPM, error) {
 	return &TPM{bus: &wire{conn: raw}}, nil
 }
 
-// Close forgets what is loaded in the TPM and closes the way to it.
+// Close closes the way to the TPM.
 func (t *TPM) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.key != nil {
-		t.flush(t.key.handle)
-		t.key = nil
-	}
 	return t.bus.Close()
 }
 
@@ -90,7 +85,7 @@ func classify(err error) error {
 		return nil
 	case errors.Is(err, tpm2.TPMRCIntegrity):
 		return fmt.Errorf("%w: %w", ErrOtherTPM, err)
-	case errors.Is(err, tpm2.TPMRCPolicyFail), errors.Is(err, tpm2.TPMRCPCRChanged):
+	case errors.Is(err, tpm2.TPMRCPolicyFail): // the latter: changed each time that it was tried
 		return fmt.Errorf("%w: %w", ErrMeasurements, err)
 	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: %w", ErrLockout, err)

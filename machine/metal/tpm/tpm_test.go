@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"net"
@@ -147,9 +148,14 @@ func TestQuote(t *testing.T) {
 
 func extend(t *testing.T, chip *tpm.TPM, pcr int, what string) {
 	t.Helper()
+	extendOn(t, tpm.BusOf(chip), pcr, what)
+}
+
+func extendOn(t *testing.T, bus tpm.Bus, pcr int, what string) {
+	t.Helper()
 	digest := sha256.Sum256([]byte(what))
 	if _, err := (tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
-		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]}}}}).Execute(tpm.Bus(chip)); err != nil {
+		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]}}}}).Execute(bus); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -209,6 +215,60 @@ func TestSealing(t *testing.T) {
 		if _, err := chip.Unseal(bad); !errors.Is(err, tpm.ErrBlob) {
 			t.Errorf("bad blob: %v", err)
 		}
+	}
+}
+
+// TestUnsealWhileTheKernelMeasures: modules that are loaded meanwhile end the session, and are no reason to stay locked.
+func TestUnsealWhileTheKernelMeasures(t *testing.T) {
+	chip := tpmtest.New(t).Open()
+	now, err := chip.ReadPCRs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := chip.Seal([]byte("secret"), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	measured, most := 0, 3
+	tpm.Before(chip, func(command []byte) {
+		if binary.BigEndian.Uint32(command[6:]) != uint32(tpm2.TPMCCUnseal) || measured == most {
+			return
+		}
+		measured++
+		extend(t, chip, 10, "a module")
+	})
+	if got, err := chip.Unseal(blob); err != nil || string(got) != "secret" || measured != most {
+		t.Errorf("after %d measurements: %q, %v", measured, got, err)
+	}
+	most = 1000
+	if _, err := chip.Unseal(blob); !errors.Is(err, tpm.ErrMeasurements) {
+		t.Errorf("with a measurement before each try: %v", err)
+	}
+}
+
+// TestOtherPCRsChange: the kernel measures modules into PCR 10 all the time.
+func TestOtherPCRsChange(t *testing.T) {
+	chip := tpmtest.New(t).Open()
+	now, err := chip.ReadPCRs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := chip.Seal([]byte("secret"), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules := 0
+	tpm.Before(chip, tpm2.TPMCCUnseal, func(bus tpm.Bus) {
+		if modules++; modules < 5 {
+			extendOn(t, bus, 10, "module")
+		}
+	})
+	if got, err := chip.Unseal(blob); err != nil || string(got) != "secret" || modules != 5 {
+		t.Errorf("got %q, %v after %d tries", got, err, modules)
+	}
+	tpm.Before(chip, tpm2.TPMCCUnseal, func(bus tpm.Bus) { extendOn(t, bus, 11, "foreign image") })
+	if _, err := chip.Unseal(blob); !errors.Is(err, tpm.ErrMeasurements) {
+		t.Errorf("one of ours changed: %v", err)
 	}
 }
 
@@ -353,12 +413,12 @@ func TestNotesDamaged(t *testing.T) {
 	}
 	flip := func(i int) {
 		t.Helper()
-		public, err := tpm2.NVReadPublic{NVIndex: tpm.NotesIndexes[i]}.Execute(tpm.Bus(chip))
+		public, err := tpm2.NVReadPublic{NVIndex: tpm.NotesIndexes[i]}.Execute(tpm.BusOf(chip))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := (tpm2.NVWrite{AuthHandle: tpm2.AuthHandle{Handle: tpm.NotesIndexes[i], Name: public.NVName, Auth: tpm2.PasswordAuth(nil)},
-			NVIndex: tpm2.NamedHandle{Handle: tpm.NotesIndexes[i], Name: public.NVName}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: []byte{0xee}}, Offset: 47}).Execute(tpm.Bus(chip)); err != nil {
+			NVIndex: tpm2.NamedHandle{Handle: tpm.NotesIndexes[i], Name: public.NVName}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: []byte{0xee}}, Offset: 47}).Execute(tpm.BusOf(chip)); err != nil {
 			t.Fatal(err)
 		}
 	}
