@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"time"
 
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/build"
@@ -71,9 +72,14 @@ func (d *drill) tamperWith(ctx context.Context, s spot) error {
 		if err != nil {
 			return "", "", err
 		}
-		line, err := d.says(ctx, mark, 2, s.says) // twice: it tries again, and does not get further
+		line, err := d.says(ctx, mark, 1, s.says)
 		if err != nil {
 			return "", "", err
+		}
+		select { // it has refused: now it may try again, and must not get further
+		case <-ctx.Done():
+			return line, "", ctx.Err()
+		case <-time.After(time.Minute):
 		}
 		if ran := machined.FindString(d.console(mark)); ran != "" {
 			return line, "", broken("it ran all the same: %s", ran)
