@@ -162,7 +162,7 @@ func (t *TPM) Unseal(blob []byte) ([]byte, error) {
 	defer t.flush(loaded.ObjectHandle)
 	// Any PCR that is extended in between, also one that the policy does not name, ends the session: the kernel measures each module that it loads into PCR 10.
 	for try := 1; ; try++ {
-		secret, err := t.unsealLoaded(storage, tpm2.AuthHandle{Handle: loaded.ObjectHandle, Name: loaded.Name})
+		secret, err := t.unsealLoaded(storage, loaded)
 		if errors.Is(err, tpm2.TPMRCPCRChanged) && try < unsealTries {
 			time.Sleep(50 * time.Millisecond)
 			continue
@@ -176,21 +176,6 @@ func (t *TPM) Unseal(blob []byte) ([]byte, error) {
 
 // unsealTries bounds how often a session that a measurement ended is begun anew.
 const unsealTries = 25
-
-func (t *TPM) unsealLoaded(storage *loadedKey, item tpm2.AuthHandle) ([]byte, error) {
-	// Any PCR that changes between policy and unsealing makes the TPM ask for the policy again, also those that have nothing to do with it: under Secure Boot
-	// the kernel measures each module that it loads into PCR 10.
-	for try := 0; ; try++ {
-		secret, err := t.unsealLoaded(storage, loaded)
-		if errors.Is(err, tpm2.TPMRCPCRChanged) && try < 200 {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("unseal: %w", classify(err))
-		}
-		return secret, nil
-	}
-}
 
 func (t *TPM) unsealLoaded(storage *loadedKey, loaded *tpm2.LoadResponse) ([]byte, error) {
 	session, done, err := tpm2.PolicySession(t.bus, tpm2.TPMAlgSHA256, 16, tpm2.AESEncryption(128, tpm2.EncryptOut), tpm2.Salted(storage.handle, storage.public))
