@@ -24,8 +24,7 @@ var ErrOld = errors.New("the old bytes are not those that the delta was made fro
 // nothing is believed of the target that was not hashed. progress, if not nil,
 // hears of each chunk. The caller flushes.
 func (d *Delta) Apply(ctx context.Context, old io.ReaderAt, to Target, progress func(done, total int64)) error {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxMemory(uint64(unpackedMost(d.chunk))), zstd.WithDecodeAllCapLimit(true))
+	z, err := newDecoder(d.chunk)
 	if err != nil {
 		return fmt.Errorf("apply a delta: %w", err)
 	}
@@ -44,6 +43,11 @@ func (d *Delta) Apply(ctx context.Context, old io.ReaderAt, to Target, progress 
 		}
 	}
 	return nil
+}
+
+func newDecoder(chunk int) (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxMemory(uint64(unpackedMost(chunk))), zstd.WithDecodeAllCapLimit(true))
 }
 
 // applier holds the memory of one Apply: at most the chunk that is made, one

@@ -403,8 +403,12 @@ func FuzzUnpack(f *testing.F) {
 func TestFilters(t *testing.T) {
 	r := rand.New(rand.NewPCG(6, 6))
 	for f := range filters {
-		for range 200 {
-			data := make([]byte, r.IntN(400))
+		for n := range 200 {
+			size := r.IntN(400)
+			if n == 0 {
+				size = 5 << 20 // where distances and places are large
+			}
+			data := make([]byte, size)
 			for i := range data {
 				data[i] = byte(r.Uint32())
 				switch r.IntN(12) { // full of what the filters look for
@@ -447,6 +451,7 @@ func TestFilters(t *testing.T) {
 func FuzzFilter(f *testing.F) {
 	f.Add([]byte{0xe8, 1, 2, 3, 0, 0x94, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
+		data = append(make([]byte, 3<<20), data...) // where places are large
 		for f := range filters {
 			got := bytes.Clone(data)
 			f.apply(got)

@@ -1,6 +1,9 @@
 package delta
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"iter"
+)
 
 // A filter makes the calls of a program alike: where code says how far away a
 // function is, each call of it reads differently; with the place of the function
@@ -19,10 +22,9 @@ const (
 // bytes look like them by chance only.
 func suits(data []byte) filter {
 	calls, branches := 0, 0
-	for i := 0; i+5 <= len(data); i++ {
+	for i := range windows(data) {
 		if isCall(data[i:]) {
 			calls++
-			i += 4
 		}
 	}
 	for i := 0; i+4 <= len(data); i += 4 {
@@ -39,10 +41,25 @@ func suits(data []byte) filter {
 	return plain
 }
 
-// isCall: a near call or jump whose distance has 25 bits, which the filter keeps.
-func isCall(b []byte) bool {
-	return (b[0] == 0xe8 || b[0] == 0xe9) && (b[4] == 0 || b[4] == 0xff)
+// windows are where call or jmp may stand: each takes five bytes, whether it is one
+// or not, so that none is judged by bytes that another one has changed, and the way
+// back sees the same ones.
+func windows(data []byte) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for i := 0; i+5 <= len(data); i++ {
+			if data[i] != 0xe8 && data[i] != 0xe9 {
+				continue
+			}
+			if !yield(i) {
+				return
+			}
+			i += 4
+		}
+	}
 }
+
+// isCall: its distance has 25 bits, which the filter keeps.
+func isCall(window []byte) bool { return window[4] == 0 || window[4] == 0xff }
 
 func isBranch(word uint32) bool { return word>>26 == 0x25 }
 
@@ -52,13 +69,11 @@ func (f filter) remove(data []byte) { f.run(data, -1) }
 func (f filter) run(data []byte, sign int32) {
 	switch f {
 	case x86:
-		for i := 0; i+5 <= len(data); i++ {
-			if !isCall(data[i:]) {
-				continue
+		for i := range windows(data) {
+			if isCall(data[i:]) {
+				v := int32(binary.LittleEndian.Uint32(data[i+1:])) + sign*int32(i+5)
+				binary.LittleEndian.PutUint32(data[i+1:], uint32(v<<7>>7)) // 25 bits with their sign
 			}
-			v := int32(binary.LittleEndian.Uint32(data[i+1:])) + sign*int32(i+5)
-			binary.LittleEndian.PutUint32(data[i+1:], uint32(v<<7>>7)) // 25 bits with their sign
-			i += 4
 		}
 	case arm64:
 		for i := 0; i+4 <= len(data); i += 4 {

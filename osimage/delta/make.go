@@ -1,10 +1,12 @@
 package delta
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -362,7 +364,7 @@ func (m *maker) write(ctx context.Context, w io.Writer, chunks [][]step) (int64,
 			if len(packed[i]) > packedMost(m.chunk) {
 				return fmt.Errorf("chunk %d takes %d bytes packed: more than is read", i, len(packed[i]))
 			}
-			return nil
+			return m.try(packed[i], data)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -386,6 +388,26 @@ func (m *maker) write(ctx context.Context, w io.Writer, chunks [][]step) (int64,
 		}
 	}
 	return total, nil
+}
+
+// try applies a chunk that was just packed: a fault of this program is to be found
+// here and not on a machine.
+func (m *maker) try(packed, want []byte) error {
+	d := &Delta{r: bytes.NewReader(packed), chunk: m.chunk, old: m.old.Size, new: m.new.Size}
+	z, err := newDecoder(m.chunk)
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	a := &applier{Delta: d, old: m.old.R, zstd: z}
+	made := make([]byte, len(want))
+	if err := a.make(chunkHead{packed: len(packed)}, made); err != nil {
+		return fmt.Errorf("try what was packed: %w", err)
+	}
+	if !bytes.Equal(made, want) {
+		return errors.New("what was packed does not make what it was packed from: a bug of this program")
+	}
+	return nil
 }
 
 // unpacked is a chunk before it is packed.
