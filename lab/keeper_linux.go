@@ -101,7 +101,10 @@ func (k *keeper) look(ctx context.Context, w *Wanted) {
 	k.keep(ctx, k.lab.hub(), w.Hub.Run, k.startHub)
 	for _, m := range w.Machines {
 		key := m.Key()
-		k.keep(ctx, k.lab.machine(m), m.Run, func() (*exec.Cmd, error) { return k.startMachine(ctx, key) })
+		if m.Virtual() && m.Run {
+			k.serveDHCP(ctx, m)
+		}
+		k.keep(ctx, k.lab.machine(m), m.Run, func() (*exec.Cmd, error) { return k.startMachine(key) })
 	}
 }
 
@@ -185,23 +188,21 @@ func (l Lab) keeperCommand(w *Wanted) []string {
 }
 
 // startMachine returns the command of a machine's outer process.
-func (k *keeper) startMachine(ctx context.Context, key string) (*exec.Cmd, error) {
+func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
 	w := k.wanted()
 	m, err := w.Find(key)
 	if err != nil || !m.Run {
 		return nil, nil
 	}
-	lan := "lan" + strconv.Itoa(m.LAN)
-	if err := k.world.AddLAN(lan, netip.PrefixFrom(m.Gateway(), 24)); err != nil {
+	if err := k.world.AddLAN(m.lan(), netip.PrefixFrom(m.Gateway(), 24)); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", key, err)
 	}
 	if m.Virtual() {
-		k.serveDHCP(ctx, lan)
 		return k.startBox(w, *m)
 	}
 	cmd, err := command(k.lab.machine(*m), w.Machined, "hosted",
 		"--root", k.lab.MachineDir(*m), "--folder", m.Folder, "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
-		"--bridge", world.Bridge(lan), "--address", m.Address().String()+"/24", "--gateway", m.Gateway().String(),
+		"--bridge", world.Bridge(m.lan()), "--address", m.Address().String()+"/24", "--gateway", m.Gateway().String(),
 		"--memory", strconv.FormatInt(m.Memory, 10),
 		"--state-size", strconv.FormatInt(m.State, 10), "--data-size", strconv.FormatInt(m.Data, 10), "--network-fd", "3",
 		"--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -98,6 +99,9 @@ func (m Machine) Address() netip.Addr {
 func (m Machine) Gateway() netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 90, byte(m.LAN), 1})
 }
+
+// lan is the name of the machine's LAN within the lab.
+func (m Machine) lan() string { return "lan" + strconv.Itoa(m.LAN) }
 
 // Key names the machine within the lab.
 func (m Machine) Key() string { return m.Site + "." + m.Name }

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -116,7 +115,7 @@ func (l Lab) osDisk(m Machine, file string, size int64, stick bool) error {
 
 // spec is the machine as package vm builds it.
 func (l Lab) spec(m Machine, w *world.World) (vm.Spec, error) {
-	tap, err := w.Tap("lan" + strconv.Itoa(m.LAN))
+	tap, err := w.Tap(m.lan())
 	if err != nil {
 		return vm.Spec{}, err
 	}
@@ -145,22 +144,26 @@ func (k *keeper) startBox(w *Wanted, m Machine) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// serveDHCP answers the virtual machines of a LAN, once for each LAN.
-func (k *keeper) serveDHCP(ctx context.Context, lan string) {
+// serveDHCP answers the virtual machines of m's LAN, once for each LAN. It is not
+// tied to the start of a machine: a keeper may come after one that was killed.
+func (k *keeper) serveDHCP(ctx context.Context, m Machine) {
 	k.mu.Lock()
-	known := k.dhcp[lan]
-	k.dhcp[lan] = true
+	known := k.dhcp[m.lan()]
+	k.dhcp[m.lan()] = true
 	k.mu.Unlock()
 	if known {
 		return
 	}
 	k.wg.Go(func() {
 		for {
-			err := k.world.ServeDHCP(ctx, lan, k.log, k.lease)
+			err := k.world.AddLAN(m.lan(), netip.PrefixFrom(m.Gateway(), 24))
+			if err == nil {
+				err = k.world.ServeDHCP(ctx, m.lan(), k.log, k.lease)
+			}
 			if ctx.Err() != nil {
 				return
 			}
-			k.log.Error("serve DHCP", "lan", lan, "err", err)
+			k.log.Error("serve DHCP", "lan", m.lan(), "err", err)
 			select {
 			case <-ctx.Done():
 				return
