@@ -164,7 +164,7 @@ func (t *TPM) Unseal(blob []byte) ([]byte, error) {
 	for try := 1; ; try++ {
 		secret, err := t.unsealLoaded(storage, loaded)
 		if errors.Is(err, tpm2.TPMRCPCRChanged) && try < unsealTries {
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 			continue
 		}
 		if err != nil {
@@ -175,7 +175,7 @@ func (t *TPM) Unseal(blob []byte) ([]byte, error) {
 }
 
 // unsealTries bounds how often a session that a measurement ended is begun anew.
-const unsealTries = 25
+const unsealTries = 100
 
 func (t *TPM) unsealLoaded(storage *loadedKey, loaded *tpm2.LoadResponse) ([]byte, error) {
 	session, done, err := tpm2.PolicySession(t.bus, tpm2.TPMAlgSHA256, 16, tpm2.AESEncryption(128, tpm2.EncryptOut), tpm2.Salted(storage.handle, storage.public))

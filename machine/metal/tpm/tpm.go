@@ -85,7 +85,7 @@ func classify(err error) error {
 		return nil
 	case errors.Is(err, tpm2.TPMRCIntegrity):
 		return fmt.Errorf("%w: %w", ErrOtherTPM, err)
-	case errors.Is(err, tpm2.TPMRCPolicyFail): // the latter: changed each time that it was tried
+	case errors.Is(err, tpm2.TPMRCPolicyFail), errors.Is(err, tpm2.TPMRCPCRChanged): // the latter: changed each time that it was tried
 		return fmt.Errorf("%w: %w", ErrMeasurements, err)
 	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: %w", ErrLockout, err)
