@@ -72,16 +72,3 @@ func BusOf(t *TPM) Bus { return t.bus }
 
 // NotesIndexes are the NV indexes.
 var NotesIndexes = notesIndexes
-
-// Before calls f with each command that goes to the TPM from now on.
-func Before(t *TPM, f func(command []byte)) { t.bus = &watchedBus{t.bus, f} }
-
-type watchedBus struct {
-	bus
-	before func([]byte)
-}
-
-func (w *watchedBus) Send(command []byte) ([]byte, error) {
-	w.before(command)
-	return w.bus.Send(command)
-}

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"io/fs"
 	"net"
@@ -215,34 +214,6 @@ func TestSealing(t *testing.T) {
 		if _, err := chip.Unseal(bad); !errors.Is(err, tpm.ErrBlob) {
 			t.Errorf("bad blob: %v", err)
 		}
-	}
-}
-
-// TestUnsealWhileTheKernelMeasures: modules that are loaded meanwhile end the session, and are no reason to stay locked.
-func TestUnsealWhileTheKernelMeasures(t *testing.T) {
-	chip := tpmtest.New(t).Open()
-	now, err := chip.ReadPCRs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := chip.Seal([]byte("secret"), now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	measured, most := 0, 3
-	tpm.Before(chip, func(command []byte) {
-		if binary.BigEndian.Uint32(command[6:]) != uint32(tpm2.TPMCCUnseal) || measured == most {
-			return
-		}
-		measured++
-		extend(t, chip, 10, "a module")
-	})
-	if got, err := chip.Unseal(blob); err != nil || string(got) != "secret" || measured != most {
-		t.Errorf("after %d measurements: %q, %v", measured, got, err)
-	}
-	most = 1000
-	if _, err := chip.Unseal(blob); !errors.Is(err, tpm.ErrMeasurements) {
-		t.Errorf("with a measurement before each try: %v", err)
 	}
 }
 
