@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 )
 
@@ -34,19 +35,29 @@ func openRing() *ring {
 	return &ring{to: f}
 }
 
-// longestLine is what the kernel takes as one record, with room for its own words.
-const longestLine = 960
+// longestLine is what the kernel takes as one record, with room for its own
+// words; a text goes on for so many records at most.
+const (
+	longestLine = 900
+	mostLines   = 6
+)
 
-// say writes one line.
+// say writes a text as one line, or as several that go on where it is too long.
 func (r *ring) say(level, text string) {
-	line := []byte(level + "holdfast: " + text)
-	line = bytes.ReplaceAll(bytes.TrimRight(line, "\n"), []byte("\n"), []byte(" | "))
-	if len(line) > longestLine {
-		line = append(line[:longestLine], "..."...)
-	}
+	text = strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", " | ")
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.to.Write(append(line, '\n'))
+	for i := 0; ; i++ {
+		part := text[:min(len(text), longestLine)]
+		text = text[len(part):]
+		if i == mostLines-1 && text != "" {
+			part, text = part+" ...", ""
+		}
+		r.to.Write([]byte(level + "holdfast: " + part + "\n")) // one write is one record
+		if text == "" {
+			return
+		}
+	}
 }
 
 // notices is a writer of whose lines the consoles show each.

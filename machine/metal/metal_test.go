@@ -93,13 +93,15 @@ func TestLogGoesToTheRing(t *testing.T) {
 	l.Info("booted", "machine", "abc")
 	l.With("part", "door").WithGroup("peer").Warn("it\nis odd", "err", errors.New("no"))
 	l.Log(context.Background(), slog.LevelDebug, "unseen")
-	l.Error(strings.Repeat("x", 2000))
+	l.Error(strings.Repeat("x", 1000))
+	l.Error(strings.Repeat("y", 10000))
 	r.notices().Write([]byte("holdfast: one\nholdfast: two\n"))
 	got := strings.Split(strings.TrimSpace(out.String()), "\n")
 	want := []string{
 		"<6>holdfast: msg=booted machine=abc",
 		`<4>holdfast: msg="it\nis odd" part=door peer.err=no`,
-		"", "<5>holdfast: one", "<5>holdfast: two",
+		"<3>holdfast: msg=" + strings.Repeat("x", longestLine-4), "<3>holdfast: " + strings.Repeat("x", 104),
+		"", "", "", "", "", "", "<5>holdfast: one", "<5>holdfast: two",
 	}
 	if len(got) != len(want) {
 		t.Fatalf("got %d lines: %q", len(got), got)
@@ -109,8 +111,8 @@ func TestLogGoesToTheRing(t *testing.T) {
 			t.Errorf("line %d: got %q, want %q", i, got[i], w)
 		}
 	}
-	if len(got[2]) > 1000 || !strings.HasPrefix(got[2], "<3>") {
-		t.Errorf("a long line has %d bytes", len(got[2]))
+	if last := got[3+mostLines]; len(last) > 1000 || !strings.HasPrefix(last, "<3>holdfast: yyy") || !strings.HasSuffix(last, "y ...") {
+		t.Errorf("the end of what is far too long has %d bytes: %q", len(last), last)
 	}
 }
 
