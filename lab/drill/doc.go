@@ -82,6 +82,9 @@ func (v *Verdict) String() string {
 	if v.Kept {
 		return fmt.Sprintf("%s of %s: %d promises kept, in %.0f s (seed %d)", v.Drill, v.Machine, len(v.Steps), v.Seconds, v.Seed)
 	}
+	if broken == 0 {
+		return fmt.Sprintf("%s of %s: not finished, %d promises kept (seed %d)", v.Drill, v.Machine, len(v.Steps), v.Seed)
+	}
 	return fmt.Sprintf("%s of %s: BROKEN: %d of %d promises (seed %d)", v.Drill, v.Machine, broken, len(v.Steps), v.Seed)
 }
 

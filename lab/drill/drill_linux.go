@@ -110,13 +110,16 @@ func (d *drill) step(ctx context.Context, did, expected string, do func(context.
 	limited, cancel := context.WithTimeoutCause(ctx, d.Patience, errPatience)
 	defer cancel()
 	seen, lost, err := do(limited)
+	if ctx.Err() != nil { // interrupted: that says nothing of the machine
+		return errors.Join(ctx.Err(), err)
+	}
 	s := Step{Did: did, Expected: expected, Seen: seen, Lost: lost, Seconds: time.Since(began).Seconds(), Kept: err == nil}
 	if err != nil {
 		if s.Seen != "" {
 			s.Seen += "; "
 		}
 		s.Seen += err.Error()
-		if ctx.Err() == nil && errors.Is(context.Cause(limited), errPatience) {
+		if errors.Is(context.Cause(limited), errPatience) {
 			err = errors.Join(broken("not within %v", d.Patience), err)
 		}
 		err = fmt.Errorf("%s: %w", did, err)

@@ -3,6 +3,7 @@ package drill
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -32,10 +33,93 @@ func (d *drill) theft(ctx context.Context) error {
 	if err := d.otherTPM(ctx); err != nil {
 		return err
 	}
-	return d.step(ctx, "put the machine's own TPM back", "it is the same machine, and well", func(ctx context.Context) (string, string, error) {
-		seen, err := d.well(ctx)
-		return seen, "", err
+	back := func(did string) error {
+		return d.step(ctx, did, "it is the same machine, and well", func(ctx context.Context) (string, string, error) {
+			seen, err := d.well(ctx)
+			return seen, "", err
+		})
+	}
+	if err := back("put the machine's own TPM back"); err != nil {
+		return err
+	}
+	if err := d.forgedState(ctx); err != nil {
+		return err
+	}
+	return back("put its own STATE back")
+}
+
+// forgedState puts a volume of somebody else's making in the place of STATE: the
+// genuine sealed secret, which is no secret on the disk, and another key.
+func (d *drill) forgedState(ctx context.Context) error {
+	return d.step(ctx, "put a STATE in that somebody else made, with the tokens of the right one", "it is refused unread: the machine says so, and runs nothing from it", func(ctx context.Context) (seen, _ string, err error) {
+		var head []byte
+		var mark int64
+		err = d.restart(ctx, func() (err error) {
+			mark = d.mark()
+			head, err = d.forge()
+			return err
+		})
+		if head != nil {
+			defer afterwards(ctx, func(ctx context.Context) error {
+				return d.restart(ctx, func() error { return d.putBack(head) })
+			}, &err)
+		}
+		if err != nil {
+			return "", "", err
+		}
+		line, err := d.says(ctx, mark, 1, lockedLine)
+		if err != nil {
+			return "", "", err
+		}
+		if id, err := d.stateID(); err != nil || id == d.luks {
+			return line, "", fmt.Errorf("the forged STATE is not there any more: %s, %w", id, err)
+		}
+		if body, err := d.answer(ctx); err == nil && d.Port != 0 {
+			return line, "", broken("the app answers: %.60s", body)
+		}
+		return "the console says: " + line, "", nil
 	})
+}
+
+// forge makes a volume over STATE, and returns what was there.
+func (d *drill) forge() ([]byte, error) {
+	p, err := d.open(osimage.PartState)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	v, err := luks.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	offset, _ := v.Data()
+	head := make([]byte, offset)
+	if _, err := p.ReadAt(head, 0); err != nil {
+		return nil, err
+	}
+	key, secret := make([]byte, luks.KeySize), make([]byte, luks.MinSecret)
+	rand.Read(key)
+	rand.Read(secret)
+	c := luks.Change{Slots: map[int][]byte{0: secret}, Tokens: map[int]*luks.Token{}}
+	for n, t := range v.Tokens() {
+		if slices.Equal(t.Slots, []int{0}) {
+			c.Tokens[n] = &t
+		}
+	}
+	_, err = luks.Format(p, p.Size(), v.Label(), v.Subsystem(), key, c)
+	return head, err
+}
+
+func (d *drill) putBack(head []byte) error {
+	p, err := d.open(osimage.PartState)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if _, err := p.WriteAt(head, 0); err != nil {
+		return err
+	}
+	return p.Sync()
 }
 
 var (
