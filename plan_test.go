@@ -27,11 +27,13 @@ var forbidden = map[string][]string{
 	"release":      {"link", "hub", "machine", "kube", "lab", "cli"},
 	"link":         {"release", "hub", "machine", "kube", "lab", "cli"},
 	"kube":         {"release", "link", "hub", "machine", "lab", "cli"},
-	"hub":          {"machine", "kube", "lab", "cli", "fleet/render"},
-	"machine":      {"hub", "lab", "cli", "internal/git"},
+	"osimage":      {"link", "hub", "machine", "kube", "lab", "cli"},
+	"hub":          {"machine", "kube", "lab", "cli", "fleet/render", "osimage"},
+	"machine":      {"hub", "lab", "cli", "internal/git", "osimage/build", "osimage/debian"},
 	"internal":     {"hub", "machine", "kube", "lab", "cli", "release"},
 	"lab":          {"cli"},
 	"cmd/machined": {"hub", "lab", "cli"},
+	"cmd/init":     {"fleet", "release", "link", "hub", "kube", "lab", "cli", "osimage/build", "osimage/debian"},
 }
 
 // sources returns every Go file of the root module that is not a test, by folder.
@@ -115,6 +117,7 @@ func TestImportsRunDownward(t *testing.T) {
 var binaries = map[string][]string{
 	"cmd/holdfast": {"linux", "darwin", "windows"},
 	"cmd/machined": {"linux"},
+	"cmd/init":     {"linux"},
 }
 
 func TestDependenciesAreDecisions(t *testing.T) {
