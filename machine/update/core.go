@@ -172,6 +172,8 @@ func returned(r Record, f Facts) Step {
 		return Step{Do: Forget, Next: &r, Why: "the slot was lost before it was armed"}
 	case f.Idle.Count.Counted && f.Idle.Count.Left == 0:
 		return refuse(r, fmt.Sprintf("it was booted %d times and did not come up once", f.Idle.Count.Done))
+	case r.Used >= r.Deadline:
+		return refuse(r, fmt.Sprintf("the machine could not be sealed to it and rebooted within %s", r.Deadline))
 	case f.Boot && r.Boots+1 >= maxBoots:
 		return refuse(r, fmt.Sprintf("the boot loader did not take it in %d boots", maxBoots))
 	case f.Boot:
@@ -210,6 +212,9 @@ func judged(r Record, f Facts) Step {
 		return Step{Do: Wait, Next: &r}
 	}
 	if r.Phase == Second && r.Boots == 0 { // the reboot is still to come
+		if r.Used >= r.Deadline {
+			return remember(r, Failing, Wait, fmt.Sprintf("the machine could not be sealed to it and rebooted within %s", r.Deadline))
+		}
 		if f.Self != nil && f.Self.Count.Counted && f.Self.Count.Left < slots.Tries {
 			return Step{Do: Rearm, Next: &r}
 		}

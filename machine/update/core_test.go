@@ -57,6 +57,8 @@ func TestDecide(t *testing.T) {
 		{"Steady", record(First), inNew(2, well(time.Minute)), Wait, Second},
 		{"SecondToCome", record(Second, func(r *Record) { r.Boots = 0 }), inNew(2), Rearm, Second},
 		{"SecondRearmed", record(Second, func(r *Record) { r.Boots = 0 }), inNew(3), Reboot, Second},
+		{"SecondNeverComes", record(Second, func(r *Record) { r.Boots, r.Used = 0, time.Hour }), inNew(3), Wait, Failing},
+		{"ArmedAndStuck", record(Armed, used(time.Hour)), inOld(entry(slots.B, counted(3))), Refuse, Armed},
 		{"SecondBoot", record(Second, func(r *Record) { r.Boots = 0 }), inNew(2, boot), Wait, Second},
 		{"SecondNotSteady", record(Second), inNew(2, well(119*time.Second)), Wait, Second},
 		{"SecondSteady", record(Second), inNew(2, well(2*time.Minute)), Wait, Blessing},
