@@ -309,6 +309,9 @@ func (s *drillSite) BuildOS(ctx context.Context, version, from string, change fu
 	if err := errors.Join(os.Remove(r.Disk), os.Remove(r.Stick)); err != nil {
 		return nil, err
 	}
+	if from == "" {
+		return &drill.OSBuild{Version: version, Parts: r.Parts}, nil
+	}
 	a, err := writeArtefact(ctx, r, []string{from}, nil, func(string) {})
 	if err != nil {
 		return nil, err

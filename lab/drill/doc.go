@@ -30,8 +30,8 @@ type Site interface {
 	// and returns the number of the release and a text that the app then says; 0 when
 	// the fleet repo has nothing that is known to be free to change.
 	Change(ctx context.Context, why string) (n uint64, says string, err error)
-	// BuildOS builds a version of the fleet's OS with a delta from a folder of parts;
-	// change, if not nil, makes it another one than the programs here make.
+	// BuildOS builds a version of the fleet's OS, with a delta from a folder of parts;
+	// without one it makes no update, parts only. change, if not nil, makes it another one than the programs here make.
 	BuildOS(ctx context.Context, version, from string, change func(*build.Options) error) (*OSBuild, error)
 	// ReleaseOS brings the version to the hubs, makes it the one of the machine's
 	// ring, and releases. One without a folder is known already.
@@ -106,6 +106,7 @@ func Kinds() []Kind {
 		{"tamper", "flip one byte of the root, of the boot image and of the boot loader"},
 		{"theft", "start the disk in a box with another TPM, and look at what a thief reads"},
 		{"clock", "start the machine in 1970, and ten years from now"},
+		{"rollback", "put an old OS version in, signed as it should be"},
 		{"update", "release a good next OS, and watch it being fetched, tried and kept"},
 		{"bad-os", "release OS versions that panic, hang, or break later, and watch the way back"},
 		{"disk", "put a blank disk in, and let the machine refill itself"},

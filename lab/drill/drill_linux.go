@@ -48,13 +48,14 @@ type drill struct {
 
 // steps of each drill. They begin and end with a machine that is well.
 var kinds = map[string]func(*drill, context.Context) error{
-	"power":  (*drill).power,
-	"tamper": (*drill).tamper,
-	"theft":  (*drill).theft,
-	"clock":  (*drill).clock,
-	"update": (*drill).update,
-	"bad-os": (*drill).badOS,
-	"disk":   (*drill).disk,
+	"power":    (*drill).power,
+	"tamper":   (*drill).tamper,
+	"theft":    (*drill).theft,
+	"clock":    (*drill).clock,
+	"rollback": (*drill).rollback,
+	"update":   (*drill).update,
+	"bad-os":   (*drill).badOS,
+	"disk":     (*drill).disk,
 }
 
 // Run does a drill. The verdict is there also with an error: ErrBroken when a

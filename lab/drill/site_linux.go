@@ -130,20 +130,12 @@ func (d *drill) open(name string) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	info, err := f.Stat()
+	p, err := partitionOf(f, name)
 	if err != nil {
 		f.Close()
 		return part{}, err
 	}
-	t, err := gpt.Read(f, info.Size())
-	if err == nil {
-		if n := t.Find(name); n > 0 {
-			return part{f, t.Partitions[n-1]}, nil
-		}
-		err = fmt.Errorf("no partition %s: %w", name, os.ErrNotExist)
-	}
-	f.Close()
-	return part{}, err
+	return part{f, p}, nil
 }
 
 // stateID is the identity of the volume that STATE lies in; what is on the disk, not what is in a cache.
