@@ -65,7 +65,7 @@ broken line
 `
 
 func TestToUnmount(t *testing.T) {
-	want := []string{"/data/kubelet/token", "/data/containerd/merged", "/var/lib/kubelet/pods/x/volumes/a b", "/var/lib/kubelet", "/data", "/state", "/efi"}
+	want := []string{"/data/kubelet/token", "/data/containerd/merged", "/var/lib/kubelet/pods/x/volumes/a b", "/var/lib/kubelet", "/efi"}
 	if got := toUnmount(mountinfo); !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
@@ -176,6 +176,22 @@ func TestDiskFault(t *testing.T) {
 	} {
 		if got := diskFault(c.err, "vda"); got.Code != c.want {
 			t.Errorf("%v: got %s, want %s", c.err, got, c.want)
+		}
+	}
+}
+
+func TestForeign(t *testing.T) {
+	for stat, want := range map[string]bool{
+		"1 (init) S 0 1 1":                false,
+		"2 (kthreadd) S 0 0 0":            false,
+		"31 (kworker/0:1) I 2 0 0":        false,
+		"400 (containerd) S 1 400":        true,
+		"401 (a ) S 2 b) S 1 401":         true,
+		"402 (containerd-shim) Z 1 402 0": false,
+		"":                                false,
+	} {
+		if got := foreign(stat); got != want {
+			t.Errorf("%q: got %v", stat, got)
 		}
 	}
 }

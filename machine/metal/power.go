@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -95,15 +97,8 @@ func (m *metal) down() error {
 	m.background.Wait()
 	killAll()
 	unix.Sync()
-	if err := unmountAll("/proc/self/mountinfo"); err != nil {
+	if err := m.letGo(); err != nil {
 		m.ring.say(levelWarn, "down: "+err.Error())
-	}
-	if m.disks != nil {
-		closing, cancel := context.WithTimeout(context.Background(), grace)
-		if err := m.disks.Close(closing); err != nil {
-			m.ring.say(levelWarn, "down: "+err.Error())
-		}
-		cancel()
 	}
 	unix.Sync()
 	command := unix.LINUX_REBOOT_CMD_RESTART
@@ -132,7 +127,8 @@ func killAll() {
 	}
 }
 
-// others buries the dead and tells whether processes besides this one and the kernel's are left.
+// others buries the dead and tells whether processes besides this one and the
+// kernel's are left.
 func others() bool {
 	for {
 		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
@@ -140,7 +136,76 @@ func others() bool {
 			break
 		}
 	}
-	return unix.Kill(-1, 0) == nil
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	return slices.ContainsFunc(stats, func(file string) bool {
+		text, err := os.ReadFile(file)
+		return err == nil && foreign(string(text))
+	})
+}
+
+// kernelParent is the process that all of the kernel's own are children of.
+const kernelParent = "2"
+
+// foreign tells by a line of /proc/PID/stat whether a process is neither this
+// one, nor the kernel's, nor dead.
+func foreign(stat string) bool {
+	pid, _, _ := strings.Cut(stat, " ")
+	rest := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]) // after the name, which may hold anything
+	if len(rest) < 2 {
+		return false
+	}
+	return pid != "1" && pid != kernelParent && rest[1] != kernelParent && rest[0] != "Z" && rest[0] != "X"
+}
+
+// letGo unmounts what lies on disks, those of others first, and closes the disks.
+// What does not go is made read-only, so that it is clean.
+func (m *metal) letGo() error {
+	var faults []error
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	closeBelow(stateDir, dataDir)
+	for _, at := range toUnmount(string(text)) {
+		if err := unix.Unmount(at, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			faults = append(faults, makeReadOnly(at, err))
+		}
+	}
+	if m.disks == nil {
+		return errors.Join(faults...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if err := m.disks.Close(ctx); err != nil {
+		for _, at := range []string{dataDir, stateDir} {
+			faults = append(faults, makeReadOnly(at, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// makeReadOnly is for what is still used; why is the error of unmounting it.
+func makeReadOnly(at string, why error) error {
+	if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: no longer mounted
+		return fmt.Errorf("%s neither unmounted (%w) nor made read-only (%w)", at, why, err)
+	}
+	return nil
+}
+
+// closeBelow closes the files that this process itself has open below folders,
+// logs of processes for one: nothing of it works any more that would mind.
+func closeBelow(folders ...string) {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		fd, bad := strconv.Atoi(e.Name())
+		if err != nil || bad != nil {
+			continue
+		}
+		if slices.ContainsFunc(folders, func(f string) bool { return strings.HasPrefix(target, f+"/") }) {
+			unix.Close(fd)
+		}
+	}
 }
 
 // Without a disk of ours below them, or the root: file systems by kind, and the
@@ -149,26 +214,8 @@ var without = []string{"proc", "sysfs", "devtmpfs", "erofs", "cgroup2", "securit
 
 var inMemory = []string{"/tmp", "/var", "/run", "/dev/shm"}
 
-// unmountAll unmounts what lies on disks, last mounted first; what does not go is
-// made read-only, so that it is clean.
-func unmountAll(mountinfo string) error {
-	text, err := os.ReadFile(mountinfo)
-	if err != nil {
-		return err
-	}
-	var faults []error
-	for _, at := range toUnmount(string(text)) {
-		if err := unix.Unmount(at, 0); err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-			faults = append(faults, fmt.Errorf("neither unmounted nor made read-only: %s: %w", at, err))
-		}
-	}
-	return errors.Join(faults...)
-}
-
-// toUnmount lists the mount points of mountinfo(5) to unmount, in order.
+// toUnmount lists the mount points of mountinfo(5) to unmount, in order. STATE and
+// DATA are not among them: package disks closes them.
 func toUnmount(mountinfo string) []string {
 	var list []string
 	for line := range strings.Lines(mountinfo) {
@@ -177,7 +224,7 @@ func toUnmount(mountinfo string) []string {
 		if dash < 5 || dash+1 >= len(fields) {
 			continue
 		}
-		if kind := fields[dash+1]; slices.Contains(without, kind) || (kind == "tmpfs" && slices.Contains(inMemory, fields[4])) {
+		if kind := fields[dash+1]; slices.Contains(without, kind) || (kind == "tmpfs" && slices.Contains(inMemory, fields[4])) || fields[4] == stateDir || fields[4] == dataDir {
 			continue
 		}
 		list = append(list, unescape(fields[4]))
