@@ -166,14 +166,14 @@ func returned(r Record, f Facts) Step {
 		return Step{Do: Wait, Next: &r, Why: "the slot before runs, and the data has followed the new one"}
 	case r.Phase != Armed || f.Slot != r.From.Slot:
 		return refuse(r, cameBack(r))
+	case r.Used >= r.Deadline:
+		return refuse(r, fmt.Sprintf("the machine could not be sealed to it, armed and rebooted within %s", r.Deadline))
 	case f.Idle == nil && f.Staged:
 		return Step{Do: Arm, Next: &r}
 	case f.Idle == nil:
 		return Step{Do: Forget, Next: &r, Why: "the slot was lost before it was armed"}
 	case f.Idle.Count.Counted && f.Idle.Count.Left == 0:
 		return refuse(r, fmt.Sprintf("it was booted %d times and did not come up once", f.Idle.Count.Done))
-	case r.Used >= r.Deadline:
-		return refuse(r, fmt.Sprintf("the machine could not be sealed to it and rebooted within %s", r.Deadline))
 	case f.Boot && r.Boots+1 >= maxBoots:
 		return refuse(r, fmt.Sprintf("the boot loader did not take it in %d boots", maxBoots))
 	case f.Boot:
