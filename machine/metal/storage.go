@@ -39,6 +39,9 @@ const (
 // own, or the stick's, of which nothing is changed. One that does not mount costs
 // what lies there, hints and updates, and no more.
 func (m *metal) bootESP(context.Context) error {
+	if why := unprotected(variables); why != "" {
+		m.faults.Set(faults.New(faults.UnsafeBoot, why))
+	}
 	m.public = runDir + "/public"
 	if err := m.modules.Need("vfat", "nls_cp437", "nls_ascii"); err != nil {
 		return err
@@ -59,6 +62,27 @@ func (m *metal) bootESP(context.Context) error {
 }
 
 const slotStick = "stick"
+
+// variables are the firmware's.
+const variables = "/sys/firmware/efi/efivars"
+
+// unprotected says why the firmware checks nothing of what it starts; "" where it
+// does, or where no firmware started this machine.
+func unprotected(dir string) string {
+	const global = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	if _, err := os.Stat(dir); err != nil {
+		return ""
+	}
+	state, err := os.ReadFile(filepath.Join(dir, "SecureBoot"+global))
+	if err == nil && len(state) == 5 && state[4] == 1 { // four bytes of attributes come first
+		return ""
+	}
+	setup, err := os.ReadFile(filepath.Join(dir, "SetupMode"+global))
+	if err == nil && len(setup) == 5 && setup[4] == 1 {
+		return "Secure Boot is in setup mode"
+	}
+	return "Secure Boot is off"
+}
 
 func mountStick(device string) error {
 	if err := os.MkdirAll(stickDir, 0o700); err != nil {
@@ -253,7 +277,7 @@ func (m *metal) settle(d *disks.Disks) error {
 
 // counted tells whether the boot loader counts this boot: the OS is on trial.
 func (m *metal) counted() bool {
-	found, _ := filepath.Glob("/sys/firmware/efi/efivars/LoaderBootCountPath-*")
+	found, _ := filepath.Glob(variables + "/LoaderBootCountPath-*")
 	return len(found) > 0
 }
 
