@@ -47,9 +47,10 @@ type metal struct {
 
 	public  string // folder for what is no secret and outlives STATE
 	tpm     *tpm.TPM
-	box     box.Box         // nil until there is a place for one
-	disks   *disks.Disks    // nil while they are not open
-	limits  *machine.Limits // why the machine cannot run, if it cannot
+	box     box.Box                     // nil until there is a place for one
+	disks   *disks.Disks                // nil while they are not open
+	limits  *machine.Limits             // why the machine cannot run, if it cannot
+	reopen  func(context.Context) error // tries the disk again; nil where that is no use
 	clock   *clock.Clock
 	network *network.Manager
 
@@ -299,7 +300,7 @@ func (m *metal) run(ctx context.Context) error {
 		return err
 	}
 	if m.limits != nil {
-		if err := machine.Limited(ctx, m.config(), *m.limits); err != nil {
+		if err := m.runLimited(ctx); err != nil {
 			return m.ended(ctx, err)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -147,6 +149,13 @@ func (m *metal) bootDisks(ctx context.Context) error {
 	if err := m.limit(err, diskFault(err, m.booted.Disk)); err != nil {
 		return err
 	}
+	m.reopen = func(ctx context.Context) error {
+		opened, err := disks.Open(ctx, options)
+		if err != nil {
+			return err
+		}
+		return m.settle(opened)
+	}
 	var locked *disks.LockedError
 	if errors.As(err, &locked) {
 		m.limits.Unlock = func(ctx context.Context, key []byte) error { return m.unlock(ctx, options, key) }
@@ -155,6 +164,69 @@ func (m *metal) bootDisks(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// reopenEvery is how often a limited machine tries its disk again.
+const reopenEvery = time.Minute
+
+// errReopened ends a limited machine whose disk opened after all.
+var errReopened = errors.New("the disk opened")
+
+// runLimited runs the machine until its disk is open: somebody unlocked it, or it
+// opened by itself. A TPM that did not answer, or a disk that was plugged in late,
+// is to need nobody.
+func (m *metal) runLimited(ctx context.Context) error {
+	if m.reopen == nil {
+		return machine.Limited(ctx, m.config(), *m.limits)
+	}
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var opening sync.Mutex // one at a time: people and ourselves
+	limits := *m.limits
+	if unlock := limits.Unlock; unlock != nil {
+		limits.Unlock = func(ctx context.Context, key []byte) error {
+			opening.Lock()
+			defer opening.Unlock()
+			if m.disks != nil {
+				return nil
+			}
+			return unlock(ctx, key)
+		}
+	}
+	try := func() error {
+		opening.Lock()
+		defer opening.Unlock()
+		if m.disks != nil {
+			return nil
+		}
+		return m.reopen(limited)
+	}
+	tried := make(chan struct{})
+	go func() {
+		defer close(tried)
+		for tick := time.NewTicker(reopenEvery); ; {
+			select {
+			case <-limited.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+			if err := try(); err != nil {
+				m.log.Warn("the disk stays shut", "err", err)
+				continue
+			}
+			cancel(errReopened)
+		}
+	}()
+	err := machine.Limited(limited, m.config(), limits)
+	opened := errors.Is(context.Cause(limited), errReopened)
+	cancel(nil)
+	<-tried
+	if opened {
+		m.faults.Clear(limits.Reason.Code, limits.Reason.Subject)
+		return nil
+	}
+	return err
 }
 
 func (m *metal) diskOptions() (disks.Options, error) {
