@@ -82,6 +82,10 @@ func (c *Clock) Set() error {
 	return c.system.set(at)
 }
 
+// slight is how far a clock may be behind a signed time and still be right: that of
+// a busy machine, or of who signs, is a few seconds off.
+const slight = time.Minute
+
 // Signed raises the floor to a time that was signed, and the clock with it where
 // it lies below. An earlier time changes nothing.
 func (c *Clock) Signed(at time.Time) {
@@ -91,7 +95,8 @@ func (c *Clock) Signed(at time.Time) {
 		return
 	}
 	c.floor, c.state.Floor = at, at
-	if !c.system.now().Before(at) {
+	behind := at.Sub(c.system.now())
+	if behind <= 0 {
 		return
 	}
 	if err := c.system.set(at); err != nil {
@@ -99,6 +104,9 @@ func (c *Clock) Signed(at time.Time) {
 		return
 	}
 	c.log.Info("clock: set", "to", at.UTC(), "source", "signed time")
+	if behind < slight {
+		return
+	}
 	c.state.Source = FromFloor
 	select {
 	case c.kick <- struct{}{}: // ask the servers again
