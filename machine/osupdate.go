@@ -277,7 +277,7 @@ func (o *osUpdate) tell() {
 	phase := ""
 	if s.Record != nil && o.updater.OnTrial() {
 		phase = string(s.Record.Phase)
-		o.faults.Set(faults.New(faults.Trial, o.config.Platform.Running.Version))
+		o.faults.Set(faults.New(faults.Trial, s.Record.To.Version))
 	} else {
 		o.faults.Clear(faults.Trial)
 	}
