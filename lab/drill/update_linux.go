@@ -58,9 +58,9 @@ func (d *drill) update(ctx context.Context) error {
 			return "", "", err
 		}
 		if err := until(ctx, func(ctx context.Context) error {
-			r, err := d.Site.Ask(ctx)
-			if err == nil && (r.OS != version || r.Trial != "") {
-				err = fmt.Errorf("it runs OS %s, trial %q, %s %s", r.OS, r.Trial, r.Phase, r.Detail)
+			r, head, err := d.Site.Status(ctx) // of the hub: to ask the machine would be bytes on its link
+			if err == nil && (r.OS != version || r.Trial != "" || r.N != head) {
+				err = fmt.Errorf("it runs OS %s, trial %q, release %d, %s %s", r.OS, r.Trial, r.N, r.State, r.Detail)
 			}
 			return err
 		}); err != nil {

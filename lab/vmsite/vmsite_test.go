@@ -34,7 +34,7 @@ var (
 	binFlag    = flag.String("bin", "../../bin", "folder with holdfast, machined, init, system and images")
 	seedFlag   = flag.Uint64("seed", 1, "of the random instants of the drills")
 	cutsFlag   = flag.Int("cuts", 2, "power cuts")
-	drillsFlag = flag.String("drills", "power,theft,clock", "drills to run, in this order")
+	drillsFlag = flag.String("drills", "power,theft,clock,update", "drills to run, in this order")
 	keepFlag   = flag.String("keep", "", "folder to work in, and to leave with its lab: for looking at what went wrong")
 )
 
