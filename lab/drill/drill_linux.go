@@ -43,7 +43,7 @@ type drill struct {
 	luks    string // STATE's identity
 	built   time.Time
 
-	partsNow string // folder of the OS version that an update brought; "": the machine's first
+	architecture string
 }
 
 // steps of each drill. They begin and end with a machine that is well.

@@ -23,7 +23,7 @@ func (d *drill) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.built = manifest.Built
+	d.built, d.architecture = manifest.Built, manifest.Architecture
 	return d.step(ctx, "look at the machine", "it is well before the drill", func(ctx context.Context) (string, string, error) {
 		if d.luks, err = d.stateID(); err != nil {
 			return "", "", err

@@ -38,6 +38,12 @@ var spots = []spot{
 
 // tamper flips one byte at a time, and puts it back.
 func (d *drill) tamper(ctx context.Context) error {
+	switch r, err := d.Site.Ask(ctx); {
+	case err != nil:
+		return err
+	case r.Slot != "a":
+		return fmt.Errorf("the machine runs from slot %s: this drill flips bytes of the OS version of its first disk, so do it before an update", r.Slot)
+	}
 	for _, s := range spots {
 		if err := d.tamperWith(ctx, s); err != nil {
 			return err

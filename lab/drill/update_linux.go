@@ -35,7 +35,7 @@ func (d *drill) update(ctx context.Context) error {
 	version := next(before.OS, 1)
 	var made *OSBuild
 	err = d.step(ctx, "build OS "+version, "an update with a delta from "+before.OS, func(ctx context.Context) (string, string, error) {
-		made, err = d.Site.BuildOS(ctx, version, d.parts(), nil)
+		made, err = d.Site.BuildOS(ctx, version, d.parts(before.OS), nil)
 		if err != nil {
 			return "", "", err
 		}
@@ -73,7 +73,6 @@ func (d *drill) update(ctx context.Context) error {
 		if err == nil && fault == nil && boots < 2 {
 			err = broken("it was kept after %d boots", boots)
 		}
-		d.partsNow = made.Parts
 		return fmt.Sprintf("%d kB came over the link; %d boots; the app was silent for %.0f s at the longest; %s",
 			(after.BytesSent-status.BytesSent)>>10, boots, (<-gap).Seconds(), seen), "", errors.Join(err, fault)
 	})
@@ -95,12 +94,13 @@ func (d *drill) silence(ctx context.Context) (longest time.Duration) {
 	return longest
 }
 
-// parts is the folder of what the machine runs.
-func (d *drill) parts() string {
-	if d.partsNow == "" {
+// parts is the folder of parts of a version that this lab made; of its first one if none is found.
+func (d *drill) parts(version string) string {
+	found, _ := filepath.Glob(filepath.Join(d.Lab.Dir, "os", "*", build.Name(version, d.architecture), build.PartManifest))
+	if len(found) == 0 {
 		return d.machine.OS
 	}
-	return d.partsNow
+	return filepath.Dir(found[0])
 }
 
 // sabotage is a way in which an OS version is bad.
@@ -195,7 +195,7 @@ func (d *drill) bad(ctx context.Context, s sabotage, i int, saboteur []byte) err
 	version := next(before.OS, 10+i)
 	const expected = "it goes back by itself: the OS and the configuration of before, the trust of the new release, not tried again, the app answers"
 	err = d.step(ctx, fmt.Sprintf("release OS %s, in which %s", version, s.what), expected, func(ctx context.Context) (string, string, error) {
-		made, err := d.Site.BuildOS(ctx, version, d.parts(), func(o *build.Options) error {
+		made, err := d.Site.BuildOS(ctx, version, d.parts(before.OS), func(o *build.Options) error {
 			o.Replace = map[string][]byte{wordPath: []byte(s.word + "\n")}
 			return s.apply(d, o, saboteur)
 		})
