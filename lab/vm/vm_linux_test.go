@@ -146,7 +146,7 @@ func TestMachine(t *testing.T) {
 	if _, err := Start(ctx, Spec{Dir: "", Disks: s.Disks}); err == nil {
 		t.Error("a machine without a folder was started")
 	}
-	busy, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+	busy, stop := context.WithTimeout(ctx, 5*time.Second)
 	if _, err := Start(busy, s); err == nil || !strings.Contains(err.Error(), "already running") {
 		t.Errorf("started twice: %v", err)
 	}
