@@ -176,6 +176,9 @@ func (c *content) settled(running *rendered, health map[string]apps.AppStatus) {
 		}
 		r.Apps = kept
 		r.Site, r.N, r.Effect = running.site(), running.Tag.Payload.N, running.rendering.Effect.Digest
+		if accepted, _ := c.memory.now(); accepted != nil {
+			r.N = accepted.Tag.Payload.N // its trust half holds, also where its content is refused
+		}
 		r.Phase, r.Detail = wire.Worst(phases...), ""
 		if c.refused != nil {
 			r.Phase, r.Detail = wire.Refused, wire.Clean(c.refused.Error())
