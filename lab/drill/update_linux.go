@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/delta/erofs"
@@ -219,14 +220,22 @@ func (d *drill) bad(ctx context.Context, s sabotage, i int, saboteur []byte) err
 		if err := errors.Join(until(ctx, d.answers), until(ctx, d.keeps)); err != nil {
 			return line, "", err
 		}
-		now, err := d.Site.Ask(ctx)
-		switch {
-		case err != nil:
+		// Its report names the release that runs, and in the detail the one that it verified and whose content it refuses.
+		var now wire.Report
+		if err := until(ctx, func(ctx context.Context) (err error) {
+			now, err = d.Site.Ask(ctx)
+			if err == nil && (now.Phase != wire.Refused || !strings.Contains(now.Detail, fmt.Sprintf("release %d:", n))) {
+				err = fmt.Errorf("it says %s, %s: want release %d refused", now.Phase, now.Detail, n)
+			}
+			return err
+		}); err != nil {
 			return line, "", err
+		}
+		switch {
 		case now.OS != before.OS || now.Slot != before.Slot:
 			return line, "", broken("it runs OS %s in slot %s, and ran %s in %s", now.OS, now.Slot, before.OS, before.Slot)
-		case now.N != n:
-			return line, "", broken("it accepted release %d, and not %d: the trust of the new one is lost", now.N, n)
+		case now.N != before.N:
+			return line, "", broken("it runs the configuration of release %d, and ran that of %d", now.N, before.N)
 		}
 		select { // it looks at its release again within this time, and must not try once more
 		case <-ctx.Done():
