@@ -220,7 +220,7 @@ func (d *drill) bad(ctx context.Context, s sabotage, i int, saboteur []byte) err
 		if err := errors.Join(until(ctx, d.answers), until(ctx, d.keeps)); err != nil {
 			return line, "", err
 		}
-		// Its report names the release that runs, and in the detail the one that it verified and whose content it refuses.
+		// Its report names the release that it accepted, whose content it refuses, and the effect of the one that runs.
 		var now wire.Report
 		if err := until(ctx, func(ctx context.Context) (err error) {
 			now, err = d.Site.Ask(ctx)
@@ -234,8 +234,10 @@ func (d *drill) bad(ctx context.Context, s sabotage, i int, saboteur []byte) err
 		switch {
 		case now.OS != before.OS || now.Slot != before.Slot:
 			return line, "", broken("it runs OS %s in slot %s, and ran %s in %s", now.OS, now.Slot, before.OS, before.Slot)
-		case now.N != before.N:
-			return line, "", broken("it runs the configuration of release %d, and ran that of %d", now.N, before.N)
+		case now.N != n:
+			return line, "", broken("it accepted release %d, and not %d: the trust of the new one is lost", now.N, n)
+		case now.Effect != before.Effect:
+			return line, "", broken("it runs another configuration than before, of effect %s", now.Effect)
 		}
 		select { // it looks at its release again within this time, and must not try once more
 		case <-ctx.Done():
