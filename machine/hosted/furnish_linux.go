@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-edge/holdfast/internal/netns"
 )
 
 // furnish fills the new root: files, settings, names.
@@ -42,7 +44,7 @@ func furnish(o *orders) error {
 	if err := makeBallast(); err != nil {
 		return err
 	}
-	if err := interfaceUp("lo"); err != nil {
+	if err := netns.Up("lo"); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}
 	for name, value := range networkSettings {

@@ -504,21 +504,3 @@ func touch(path, text string) error {
 	}
 	return os.WriteFile(path, []byte(text), 0o644)
 }
-
-// interfaceUp brings an interface up without netlink: the one thing that process 1 does to its network by itself.
-func interfaceUp(name string) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	req, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, req); err != nil {
-		return err
-	}
-	req.SetUint16(req.Uint16() | unix.IFF_UP)
-	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
-}

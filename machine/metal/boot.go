@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-edge/holdfast/internal/netns"
 	"github.com/holdfast-edge/holdfast/internal/spawn"
 	"github.com/holdfast-edge/holdfast/machine"
 	"github.com/holdfast-edge/holdfast/machine/box"
@@ -198,7 +199,7 @@ func (m *metal) bootSettings(context.Context) error {
 	if err := harden.Apply("/proc/sys", harden.Settings()); err != nil {
 		return err
 	}
-	return interfaceUp("lo")
+	return netns.Up("lo")
 }
 
 // refresh is how often the screen is drawn anew: a driver that starts clears it.
@@ -252,27 +253,6 @@ func (m *metal) bootModules(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// interfaceUp brings an interface up without netlink.
-func interfaceUp(name string) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	req, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, req); err != nil {
-		return fmt.Errorf("bring up %s: %w", name, err)
-	}
-	req.SetUint16(req.Uint16() | unix.IFF_UP)
-	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req); err != nil {
-		return fmt.Errorf("bring up %s: %w", name, err)
-	}
-	return nil
 }
 
 // errRequested ends machine.Run when somebody asked for the end.
