@@ -9,7 +9,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/holdfast-edge/holdfast/fleet"
 )
@@ -102,32 +101,15 @@ func ParseEscrow(text []byte) (*Escrow, error) {
 	return e, nil
 }
 
-var errEscrowGrammar = errors.New("not the one spelling of an escrow")
-
 func parseEscrow(text []byte) (*Escrow, error) {
-	if len(text) > MaxEscrow {
-		return nil, ErrOversized
+	values, err := spelled(text, MaxEscrow, escrowHead, escrowFields)
+	if err != nil {
+		return nil, err
 	}
-	rest, ok := bytes.CutPrefix(text, []byte(escrowHead))
-	if !ok {
-		return nil, errEscrowGrammar
-	}
-	lines := strings.Split(string(rest), "\n")
-	fields := append(escrowFields[:len(escrowFields):len(escrowFields)], "Signature")
-	if len(lines) != len(fields)+1 || lines[len(fields)] != "" {
-		return nil, errEscrowGrammar
-	}
-	values, raw := make([]string, len(fields)), make([][]byte, len(fields))
-	for i, field := range fields {
-		if values[i], ok = strings.CutPrefix(lines[i], field+": "); !ok {
-			return nil, errEscrowGrammar
-		}
-		if i < 2 {
-			continue
-		}
-		var err error
+	raw := make([][]byte, len(values))
+	for i := 2; i < len(values); i++ {
 		if raw[i], err = base64.StdEncoding.Strict().DecodeString(values[i]); err != nil {
-			return nil, errEscrowGrammar
+			return nil, errGrammar
 		}
 	}
 	e := &Escrow{Fleet: fleet.ID(values[0]), Machine: fleet.MachineID(values[1]), SPKI: raw[2], Key: raw[3]}
@@ -136,7 +118,7 @@ func parseEscrow(text []byte) (*Escrow, error) {
 		return nil, err
 	}
 	if !bytes.HasPrefix(text, statement) {
-		return nil, errEscrowGrammar
+		return nil, errGrammar
 	}
 	return e, verify(e.SPKI, statement, raw[4])
 }

@@ -115,32 +115,42 @@ func ParseIntroduction(data []byte) (*Introduction, error) {
 	return in, nil
 }
 
-var errGrammar = errors.New("not the one spelling of an introduction")
+var errGrammar = errors.New("not its one spelling")
 
-func parseIntroduction(data []byte) (*Introduction, error) {
-	if len(data) > maxIntroduction {
+// spelled reads a signed text: its head, then each field and the signature, one
+// line each. The values come in the order of the fields, the signature last.
+func spelled(text []byte, limit int, head string, fields []string) ([]string, error) {
+	if len(text) > limit {
 		return nil, ErrOversized
 	}
-	rest, ok := bytes.CutPrefix(data, []byte(introductionHead))
+	rest, ok := bytes.CutPrefix(text, []byte(head))
 	if !ok {
 		return nil, errGrammar
 	}
 	lines := strings.Split(string(rest), "\n")
-	fields := append(introductionFields[:len(introductionFields):len(introductionFields)], "Signature")
-	if len(lines) != len(fields)+1 || lines[len(fields)] != "" {
+	names := append(fields[:len(fields):len(fields)], "Signature")
+	if len(lines) != len(names)+1 || lines[len(names)] != "" {
 		return nil, errGrammar
 	}
-	values := make([]string, len(fields))
-	for i, field := range fields {
-		if values[i], ok = strings.CutPrefix(lines[i], field+": "); !ok {
+	values := make([]string, len(names))
+	for i, name := range names {
+		if values[i], ok = strings.CutPrefix(lines[i], name+": "); !ok {
 			return nil, errGrammar
 		}
+	}
+	return values, nil
+}
+
+func parseIntroduction(data []byte) (*Introduction, error) {
+	values, err := spelled(data, maxIntroduction, introductionHead, introductionFields)
+	if err != nil {
+		return nil, err
 	}
 	spki, err := base64.StdEncoding.Strict().DecodeString(values[2])
 	if err != nil {
 		return nil, errGrammar
 	}
-	signature, err := base64.StdEncoding.Strict().DecodeString(values[len(fields)-1])
+	signature, err := base64.StdEncoding.Strict().DecodeString(values[len(introductionFields)])
 	if err != nil {
 		return nil, errGrammar
 	}
