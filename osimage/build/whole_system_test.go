@@ -4,14 +4,11 @@ package build
 
 import (
 	"bytes"
-	"debug/elf"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +16,7 @@ import (
 	"github.com/erofs/go-erofs"
 
 	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/audit"
 	"github.com/holdfast-edge/holdfast/osimage/kmod"
 	"github.com/holdfast-edge/holdfast/osimage/secureboot"
 	"github.com/holdfast-edge/holdfast/osimage/uki"
@@ -130,49 +128,16 @@ func lookAtRoot(t *testing.T, m *Manifest, root fs.FS) {
 	for _, f := range m.Root {
 		why[f.Path] = f
 	}
-	var total int64
-	err := fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeDevice|fs.ModeNamedPipe|fs.ModeSocket) != 0 || info.Mode().IsRegular() && info.Mode().Perm()&0o022 != 0 {
-			t.Errorf("%s has mode %v", name, info.Mode())
-		}
-		if !info.Mode().IsRegular() {
-			return nil
-		}
-		total += info.Size()
-		f, err := root.Open(name)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		head := make([]byte, 4)
-		if _, err := io.ReadFull(f, head); err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
-			return err
-		}
-		if string(head[:2]) == "#!" {
-			t.Errorf("%s is a script", name)
-		}
-		program := string(head) == elf.ELFMAG && !strings.HasSuffix(name, ".ko")
-		if program != (info.Mode().Perm()&0o111 != 0) {
-			t.Errorf("%s: ELF %v, mode %v", name, program, info.Mode())
-		}
-		if base := path.Base(name); program && why[name].Why == "" && !strings.Contains(base, ".so") {
-			t.Errorf("%s is executable, and nobody says why", name)
-		}
-		return nil
-	})
+	r, err := audit.Root(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"bin/sh", "usr/bin/sh", "usr/bin/bash", "usr/bin/busybox", "usr/bin/su", "usr/bin/python3", "usr/bin/perl"} {
-		if _, err := fs.Stat(root, name); err == nil {
-			t.Errorf("%s is there", name)
+	for _, fault := range r.Faults {
+		t.Error(fault)
+	}
+	for _, name := range r.Programs {
+		if why[name].Why == "" {
+			t.Errorf("%s is executable, and the manifest does not say why", name)
 		}
 	}
 	var index kmod.Index
