@@ -105,12 +105,13 @@ func TestMemory(t *testing.T) {
 		inflight         string
 		startGC, settle  string
 	}{
-		"unknown":         {kubelet: []string{`"471859200"`, "memory.available: 100Mi"}, inflight: "400", startGC: "25", settle: "60"},
-		"2 GiB":           {memory: 2 << 30, kubelet: []string{`"471859200"`, "memory.available: 100Mi"}, inflight: "400", startGC: "25", settle: "60"},
-		"640 MiB":         {memory: 640 << 20, kubelet: []string{`"419430400"`, "memory.available: 32Mi"}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "10", settle: "10"},
-		"512 MiB":         {memory: 512 << 20, kubelet: []string{`"335544320"`, "memory.available: 32Mi"}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "10", settle: "10"},
-		"512 MiB, told":   {memory: 512 << 20, reserved: 100 << 20, kubelet: []string{`"104857600"`, "memory.available: 32Mi"}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "10", settle: "10"},
-		"512 MiB, worker": {memory: 512 << 20, worker: true, kubelet: []string{`"314572800"`, "memory.available: 32Mi"}},
+		"unknown":             {kubelet: []string{`"471859200"`, "memory.available: 100Mi"}, inflight: "400", startGC: "100", settle: "60"},
+		"2 GiB":               {memory: 2 << 30, kubelet: []string{`"471859200"`, "memory.available: 100Mi"}, inflight: "400", startGC: "100", settle: "60"},
+		"1 GiB less firmware": {memory: 970 << 20, kubelet: []string{`"471859200"`}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "100", settle: "10"},
+		"640 MiB":             {memory: 640 << 20, kubelet: []string{`"419430400"`, "memory.available: 32Mi"}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "25", settle: "10"},
+		"512 MiB":             {memory: 512 << 20, kubelet: []string{`"335544320"`, "memory.available: 32Mi"}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "25", settle: "10"},
+		"512 MiB, told":       {memory: 512 << 20, reserved: 100 << 20, kubelet: []string{`"104857600"`, "memory.available: 32Mi"}, env: "GOMEMLIMIT=250MiB", inflight: "100", startGC: "25", settle: "10"},
+		"512 MiB, worker":     {memory: 512 << 20, worker: true, kubelet: []string{`"314572800"`, "memory.available: 32Mi"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, o := shop(), options()
