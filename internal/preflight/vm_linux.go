@@ -24,15 +24,15 @@ const (
 
 var qemuVersion = regexp.MustCompile(`version (\d+)\.(\d+)`)
 
-// QEMUVersion asks the QEMU of this computer for its version, such as 10 and 10.0.
-func QEMUVersion(ctx context.Context) (major int, text string, err error) {
-	out, err := exec.CommandContext(ctx, QEMU, "--version").Output()
+// QEMUVersion asks a QEMU of this computer, such as [QEMU], for its version, such as 10 and 10.0.
+func QEMUVersion(ctx context.Context, program string) (major int, text string, err error) {
+	out, err := exec.CommandContext(ctx, program, "--version").Output()
 	if err != nil {
-		return 0, "", fmt.Errorf("ask %s for its version: %w", QEMU, err)
+		return 0, "", fmt.Errorf("ask %s for its version: %w", program, err)
 	}
 	m := qemuVersion.FindSubmatch(out)
 	if m == nil {
-		return 0, "", fmt.Errorf("%s does not tell its version: %q", QEMU, out)
+		return 0, "", fmt.Errorf("%s does not tell its version: %q", program, out)
 	}
 	major, err = strconv.Atoi(string(m[1]))
 	return major, string(m[1]) + "." + string(m[2]), err
@@ -46,7 +46,7 @@ const (
 // virtual looks at what virtual machines need. Without KVM they are slow, and that is no fault.
 func (c *checker) virtual(ctx context.Context) {
 	item := Item{Name: "qemu", Found: "not found", Need: fmt.Sprintf("QEMU %d or newer", QEMULeast), Fix: vmPackages}
-	if major, text, err := QEMUVersion(ctx); err == nil {
+	if major, text, err := QEMUVersion(ctx, QEMU); err == nil {
 		item.OK, item.Found, item.Fix = major >= QEMULeast, "QEMU "+text, oldQEMU
 		if !item.OK {
 			item.Found += ", in which guests crash at random"

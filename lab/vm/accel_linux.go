@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -48,7 +49,7 @@ func BestAccel(ctx context.Context, kernel, keep string) (Accel, string, error) 
 	if err != nil {
 		return "", "", err
 	}
-	_, version, err := preflight.QEMUVersion(ctx)
+	_, version, err := preflight.QEMUVersion(ctx, boards[runtime.GOARCH].qemu)
 	if err != nil {
 		return "", "", err
 	}

@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-
-	"github.com/holdfast-edge/holdfast/internal/preflight"
 )
 
 // arguments collects QEMU's command line and the descriptors that it inherits.
@@ -31,16 +29,17 @@ func quoted(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 // describe makes the command line of s. The files are those of the command.
 func (s Spec) describe(vars, serial string, f wires) *arguments {
 	a := &arguments{}
-	machine, cpu := "q35,smm=on,vmport=off,hpet=off,accel="+string(s.Accel), "max,la57=off" // 5-level page tables cost half of the speed in TCG
+	b := boards[s.Architecture]
+	machine, cpu := b.machine+",accel="+string(s.Accel), b.cpu
 	if s.Accel == KVM {
 		cpu = "host"
 	}
 	a.add("-name", quoted(s.Name)+",process=holdfast-vm", "-no-user-config", "-nodefaults")
 	if s.Kernel == nil {
 		machine += ",pflash0=code,pflash1=vars"
-		a.node(map[string]any{"driver": "file", "node-name": "code", "filename": preflight.FirmwareCode, "read-only": true})
+		a.node(map[string]any{"driver": "file", "node-name": "code", "filename": b.code, "read-only": true})
 		a.node(map[string]any{"driver": "file", "node-name": "vars", "filename": vars})
-		a.add("-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
+		a.add(b.secure...)
 	} else {
 		a.add("-kernel", s.Kernel.File, "-append", s.Kernel.Arguments)
 		if s.Kernel.Initrd != "" {
@@ -49,7 +48,8 @@ func (s Spec) describe(vars, serial string, f wires) *arguments {
 	}
 	a.add("-machine", machine, "-cpu", cpu, "-smp", fmt.Sprint(s.CPUs), "-m", fmt.Sprintf("%dM", s.Memory>>20))
 	a.add("-smbios", fmt.Sprintf("type=1,manufacturer=Holdfast,product=Lab,serial=%s", quoted(s.Serial)))
-	a.add("-display", "none", "-vga", "std")
+	a.add("-display", "none")
+	a.add(b.screen...)
 	a.add("-chardev", "file,id=serial,append=on,path="+quoted(serial), "-serial", "chardev:serial")
 	a.add("-chardev", "socket,id=qmp,fd="+a.files.add(f.qmp), "-mon", "chardev=qmp,mode=control")
 	a.add("-device", "i6300esb", "-action", "watchdog=reset", "-device", "virtio-rng-pci")
@@ -59,7 +59,7 @@ func (s Spec) describe(vars, serial string, f wires) *arguments {
 	}
 	a.add("-rtc", "base="+base)
 	if f.tpm != nil {
-		a.add("-chardev", "socket,id=tpm,fd="+a.files.add(f.tpm), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0")
+		a.add("-chardev", "socket,id=tpm,fd="+a.files.add(f.tpm), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", b.tpm+",tpmdev=tpm0")
 	}
 	s.describeDisks(a, f)
 	if s.Tap != nil {

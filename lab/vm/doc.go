@@ -4,7 +4,7 @@
 // outlives the process that started it, and that everything of it that lasts is
 // files in two folders: the machine's (disks, firmware variables, console) and the
 // TPM's, which is the box itself. It leaves out what the machine runs, and keeping
-// it alive. Linux on x86-64, without root; only LANs need root.
+// it alive. Guests for amd64 and arm64 on Linux, without root; only LANs need root.
 //
 //	spec  ->  Start  ->  swtpm <- QEMU -> NBD -> disk.Disk -> disk files
 package vm

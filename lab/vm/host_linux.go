@@ -17,7 +17,8 @@ const SWTPM = "swtpm"
 
 // ready tells what this computer lacks for s.
 func ready(ctx context.Context, s Spec) error {
-	major, text, err := preflight.QEMUVersion(ctx)
+	b := boards[s.Architecture]
+	major, text, err := preflight.QEMUVersion(ctx, b.qemu)
 	if err != nil {
 		return err
 	}
@@ -29,7 +30,7 @@ func ready(ctx context.Context, s Spec) error {
 		faults = append(faults, err)
 	}
 	if s.Kernel == nil {
-		for _, file := range []string{preflight.FirmwareCode, preflight.FirmwareVars} {
+		for _, file := range []string{b.code, b.vars} {
 			if _, err := os.Stat(file); err != nil {
 				faults = append(faults, err)
 			}
@@ -38,7 +39,7 @@ func ready(ctx context.Context, s Spec) error {
 	if len(faults) == 0 {
 		return nil
 	}
-	return fmt.Errorf("this computer cannot run virtual machines (make setup installs what is needed): %w", errors.Join(faults...))
+	return fmt.Errorf("this computer cannot run virtual machines (make setup installs what is needed, build/setup arm64 what is for that processor): %w", errors.Join(faults...))
 }
 
 // MAC is an address of a network card made from a name: always the same, and of

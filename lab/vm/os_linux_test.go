@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +29,13 @@ import (
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/secureboot"
 	"github.com/holdfast-edge/holdfast/osimage/uki"
+)
+
+// For another processor than this computer's, with all of its programs (make os ARCH=arm64):
+// go test -tags vm -v -run TestOS ./lab/vm -architecture arm64 -firmware
+var (
+	architecture = flag.String("architecture", runtime.GOARCH, "processor of the machine that TestOS boots")
+	firmware     = flag.Bool("firmware", false, "TestOS boots by UEFI, which enrols the keys of Secure Boot, and not the kernel alone")
 )
 
 // osImage builds an OS image from the programs in bin, for a fleet that nobody has.
@@ -54,10 +63,19 @@ func osImage(t *testing.T) (folder, raw string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	enrol, err := keys.Enrolment()
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := bin
+	if *architecture != runtime.GOARCH {
+		programs = filepath.Join(bin, *architecture)
+	}
 	result, err := build.Build(t.Context(), build.Options{
+		Profile: build.Profile{Architecture: *architecture},
 		Version: "0.0.1", Built: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), Seed: holdfast("--fleet", repo, "seed"),
-		Programs: build.Programs{Machined: filepath.Join(bin, "machined"), Init: filepath.Join(bin, "init"), System: filepath.Join(bin, "system")},
-		Keys:     build.Keys{Signer: keys.DB.Key, Certificate: keys.DB.Cert},
+		Programs: build.Programs{Machined: filepath.Join(programs, "machined"), Init: filepath.Join(programs, "init"), System: filepath.Join(programs, "system")},
+		Keys:     build.Keys{Signer: keys.DB.Key, Certificate: keys.DB.Cert, Enrol: enrol},
 		Output:   filepath.Join(home, "out"),
 	})
 	if err != nil {
@@ -134,7 +152,11 @@ func TestOS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := Start(ctx, Spec{Dir: dir, Name: "cafe", Memory: 1 << 30, Disks: []Disk{{File: disk}}, TPM: filepath.Join(dir, "tpm"), Kernel: direct(t, filepath.Join(folder, "uki.efi")), Tap: tap})
+	s := Spec{Dir: dir, Name: "cafe", Architecture: *architecture, Memory: 1 << 30, Disks: []Disk{{File: disk}}, TPM: filepath.Join(dir, "tpm"), Tap: tap}
+	if !*firmware {
+		s.Kernel = direct(t, filepath.Join(folder, "uki.efi"))
+	}
+	v, err := Start(ctx, s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,9 +22,12 @@ type Spec struct {
 	Dir    string
 	Name   string // for people, in the process list; default: the folder's name
 	Serial string // serial number on the case; default: the name
-	Memory int64  // bytes; default 2 GiB
-	CPUs   int    // default 2
-	Disks  []Disk // in the order in which the firmware tries to boot from them
+	// Architecture is the processor by Go's name, amd64 or arm64; default: this
+	// computer's. Another one's is always translated.
+	Architecture string
+	Memory       int64  // bytes; default 2 GiB
+	CPUs         int    // default 2
+	Disks        []Disk // in the order in which the firmware tries to boot from them
 	// TPM is the folder of the TPM's state, made when missing; "": no TPM.
 	TPM string
 	// Kernel is started without firmware where it is set: quicker, without Secure Boot.
@@ -66,6 +70,7 @@ type Disk struct {
 func (s Spec) withDefaults() Spec {
 	s.Name = cmp.Or(s.Name, filepath.Base(s.Dir))
 	s.Serial = cmp.Or(s.Serial, s.Name)
+	s.Architecture = cmp.Or(s.Architecture, runtime.GOARCH)
 	s.Memory = cmp.Or(s.Memory, 2<<30)
 	s.CPUs = cmp.Or(s.CPUs, 2)
 	s.Accel = cmp.Or(s.Accel, TCG)
@@ -87,6 +92,12 @@ func (s Spec) validate() error {
 	var faults []error
 	if s.Dir == "" {
 		faults = append(faults, errors.New("it has no folder"))
+	}
+	if _, ok := boards[s.Architecture]; !ok {
+		faults = append(faults, fmt.Errorf("no processor is called %q here", s.Architecture))
+	}
+	if s.Accel == KVM && s.Architecture != runtime.GOARCH {
+		faults = append(faults, fmt.Errorf("KVM runs no %s on %s", s.Architecture, runtime.GOARCH))
 	}
 	if s.Memory < 64<<20 {
 		faults = append(faults, fmt.Errorf("%d bytes of memory are too few", s.Memory))

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +56,9 @@ func TestCopyIsSparseAndWhole(t *testing.T) {
 	}
 }
 
+// foreign is a processor that this computer does not have.
+var foreign = map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
+
 func TestSpecsThatAreRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		spec Spec
@@ -63,6 +67,8 @@ func TestSpecsThatAreRefused(t *testing.T) {
 		"no folder":     {Spec{}, "no folder"},
 		"little memory": {Spec{Dir: "x", Memory: 1 << 20}, "too few"},
 		"a bus":         {Spec{Dir: "x", Disks: []Disk{{File: "f", Bus: "scsi"}}}, `"scsi"`},
+		"a processor":   {Spec{Dir: "x", Architecture: "vax"}, `"vax"`},
+		"another's KVM": {Spec{Dir: "x", Architecture: foreign, Accel: KVM}, "KVM runs no " + foreign},
 		"a serial":      {Spec{Dir: "x", Disks: []Disk{{File: "f", Serial: strings.Repeat("x", 21)}}}, "more than 20"},
 	} {
 		if _, err := Start(t.Context(), c.spec); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -73,7 +79,7 @@ func TestSpecsThatAreRefused(t *testing.T) {
 
 // TestCommandLine: what is promised to machines is asked of QEMU.
 func TestCommandLine(t *testing.T) {
-	s := Spec{Dir: "/lab/a,b", Serial: "lab-1", Clock: "1970-01-01T00:00:00", TPM: "t", Tap: os.Stdin,
+	s := Spec{Dir: "/lab/a,b", Architecture: "amd64", Serial: "lab-1", Clock: "1970-01-01T00:00:00", TPM: "t", Tap: os.Stdin,
 		Disks: []Disk{{File: "d0"}, {File: "d1", Bus: USB, Serial: "stick"}, {File: "d2", Bus: NVMe, WriteThrough: true}}}.withDefaults()
 	f := wires{qmp: os.Stdin, tpm: os.Stdin, disks: []*os.File{os.Stdin, os.Stdin, os.Stdin}}
 	line := " " + strings.Join(s.describe("/lab/a,b/vars.fd", "/lab/a,b/serial.log", f).list, " ") + " "
@@ -96,6 +102,18 @@ func TestCommandLine(t *testing.T) {
 	}
 	if !strings.Contains(line, " -kernel k -append a b -initrd i ") || !strings.Contains(line, " -cpu host ") {
 		t.Errorf("a kernel without firmware:\n%s", line)
+	}
+	s = Spec{Dir: "v", Architecture: "arm64", TPM: "t", Disks: []Disk{{File: "d0"}}}.withDefaults()
+	line = " " + strings.Join(s.describe("v", "s", f).list, " ") + " "
+	for _, want := range []string{" -machine virt,accel=tcg,pflash0=code,pflash1=vars ", " -cpu neoverse-n1 ", "tpm-tis-device,tpmdev=tpm0", "AAVMF_CODE.fd", " -device i6300esb "} {
+		if !strings.Contains(line, want) {
+			t.Errorf("%s is not in:\n%s", want, line)
+		}
+	}
+	for _, banned := range []string{"smm", "ICH9", "property=secure", "-vga"} { // of another board
+		if strings.Contains(line, banned) {
+			t.Errorf("%s is in:\n%s", banned, line)
+		}
 	}
 	if MAC("a").String() == MAC("b").String() || MAC("a")[0]&3 != 2 {
 		t.Errorf("addresses %s and %s: want two that are set by hand", MAC("a"), MAC("b"))

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-edge/holdfast/internal/flock"
-	"github.com/holdfast-edge/holdfast/internal/preflight"
 	"github.com/holdfast-edge/holdfast/internal/spawn"
 	"github.com/holdfast-edge/holdfast/lab/vm/disk"
 )
@@ -168,7 +167,7 @@ func (v *VM) firmware() error {
 	if _, err := os.Stat(v.path("vars.fd")); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	from := preflight.FirmwareVars
+	from := boards[v.spec.Architecture].vars
 	if v.spec.Keys != "" {
 		from = v.spec.Keys
 	}
@@ -244,7 +243,7 @@ func (v *VM) startQEMU(w wires, lock *os.File) error {
 	defer log.Close()
 	a := v.spec.describe(v.path("vars.fd"), v.path("serial.log"), w)
 	a.files.add(lock)
-	v.qemu = exec.Command(preflight.QEMU, a.list...)
+	v.qemu = exec.Command(boards[v.spec.Architecture].qemu, a.list...)
 	v.qemu.ExtraFiles = a.files.list
 	v.qemu.Stdout, v.qemu.Stderr = log, log
 	return spawn.Start(v.qemu, nil)
