@@ -94,6 +94,7 @@ func (m *Machine) bootUpdate(ctx context.Context) error {
 	o.hold = o.updater.Hold()
 	o.tell()
 	m.group.Go(func() error { return o.observe(ctx) })
+	m.group.Go(func() error { o.milestones(ctx); return nil })
 	return nil
 }
 
@@ -246,11 +247,13 @@ func (o *osUpdate) reboot(ctx context.Context, reason string) error {
 
 // observe tells the update how the machine is, for as long as it runs.
 func (o *osUpdate) observe(ctx context.Context) error {
-	for pause(ctx, observeEvery) {
-		was := o.updater.OnTrial()
+	for wait := observeEvery; pause(ctx, wait); {
+		was, began := o.updater.OnTrial(), time.Now()
 		wrong := o.wrong(ctx)
+		took := time.Since(began)
 		err := o.updater.Observe(ctx, wrong)
 		o.tell()
+		wait = o.next(ctx, took)
 		if len(wrong) == 0 && o.updater.Status().Record == nil {
 			o.discardEtcdCopy()
 		}
@@ -271,6 +274,53 @@ func (o *osUpdate) observe(ctx context.Context) error {
 	return nil
 }
 
+// nearly is how long before a boot on trial is judged good that is said.
+const nearly = 2 * time.Second
+
+// next is how long to wait before the machine is looked at again, which takes so
+// long: a boot on trial is judged when it is due, and that is said just before.
+func (o *osUpdate) next(ctx context.Context, took time.Duration) time.Duration {
+	left, ok := o.updater.Left()
+	r := o.updater.Status().Record
+	switch {
+	case !ok || r == nil:
+		return observeEvery
+	case left > nearly:
+		return min(observeEvery, max(0, left-nearly-took))
+	}
+	o.log.Log(ctx, update.Notice, "OS update", "version", r.To.Version, "phase", r.Phase, "good in", left.Round(time.Millisecond))
+	return left
+}
+
+// milestones says how far Kubernetes is in a boot on trial, each once: where such
+// a boot ended can be read from the console.
+func (o *osUpdate) milestones(ctx context.Context) {
+	said := func(reached string, d kube.Dialect) {
+		o.log.Log(ctx, update.Notice, "OS update", "version", o.config.Platform.Running.Version, "reached", reached,
+			"kubernetes", d.Program+" as "+d.Speaks, "etcd", d.Etcd+" as "+d.EtcdSpeaks)
+	}
+	for serves := false; o.updater.OnTrial() && pause(ctx, 100*time.Millisecond); {
+		o.cluster.mu.Lock()
+		plan := o.cluster.plan
+		o.cluster.mu.Unlock()
+		if plan == nil || plan.DialectFile == "" {
+			continue
+		}
+		d, err := readDialect(plan.DialectFile)
+		if err != nil {
+			continue // etcd does not serve yet
+		}
+		if !serves {
+			serves = true
+			said("etcd serves", d)
+		}
+		if d.Ready {
+			said("API ready", d)
+			return
+		}
+	}
+}
+
 // tell shows and reports how far an update is.
 func (o *osUpdate) tell() {
 	s := o.updater.Status()
@@ -281,7 +331,7 @@ func (o *osUpdate) tell() {
 	} else {
 		o.faults.Clear(faults.Trial)
 	}
-	if s.Refused != nil {
+	if s.Refused != nil && slots.CompareVersions(s.Refused.Version, o.config.Platform.Running.Version) > 0 { // else it is past
 		o.faults.Set(faults.New(faults.OSRolledBack, s.Refused.Version, s.Refused.Reason))
 	}
 	o.reporter.update(func(r *wire.Report) { r.Trial = phase })
@@ -338,11 +388,7 @@ func (o *osUpdate) dialect(running *rendered) error {
 	if (hold == "" && !lifting) || running.plan.DialectFile == "" {
 		return nil
 	}
-	data, err := os.ReadFile(running.plan.DialectFile)
-	if err != nil {
-		return err
-	}
-	d, err := kube.ParseDialect(data)
+	d, err := readDialect(running.plan.DialectFile)
 	if err != nil {
 		return err
 	}
@@ -350,6 +396,14 @@ func (o *osUpdate) dialect(running *rendered) error {
 		return d.Lifted()
 	}
 	return d.Held(hold)
+}
+
+func readDialect(file string) (kube.Dialect, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return kube.Dialect{}, err
+	}
+	return kube.ParseDialect(data)
 }
 
 // node asks the API server whether this machine's node is ready.

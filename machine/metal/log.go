@@ -127,6 +127,8 @@ func levelOf(l slog.Level) string {
 		return levelError
 	case l >= slog.LevelWarn:
 		return levelWarn
+	case l > slog.LevelInfo: // such as update.Notice
+		return levelNotice
 	case l >= slog.LevelInfo:
 		return levelInfo
 	}

@@ -23,6 +23,10 @@ const (
 	DefaultSoak     = time.Minute      // healthy in one go; twice that in the second boot
 )
 
+// Notice is the level of how far an update is: consoles show it, as it is told to
+// whoever stands before the machine, and it is no warning.
+const Notice = slog.LevelInfo + 2
+
 // ErrRebooting is what Start, Begin and Observe return when the machine is on its
 // way down: the caller stops what it does and lets it go.
 var ErrRebooting = errors.New("the machine reboots")
@@ -426,6 +430,20 @@ func (u *Updater) Observe(ctx context.Context, faults []string) error {
 	return u.drive(ctx)
 }
 
+// Left is how long all must stay well until the boot that runs is judged good; ok
+// is false where none is judged, or something is wrong. It is for who observes.
+func (u *Updater) Left() (left time.Duration, ok bool) {
+	if !u.work.TryLock() {
+		return 0, false // an update begins
+	}
+	defer u.work.Unlock()
+	r := u.record
+	if r == nil || u.since < 0 || u.leaving || !u.inNew() || !(r.Phase == First || r.Phase == Second && r.Boots > 0) {
+		return 0, false
+	}
+	return max(0, r.need()-(u.seen-u.since)), true
+}
+
 // saveEvery is how much running time a power cut may take from a deadline.
 const saveEvery = 10 * time.Second
 
@@ -440,7 +458,7 @@ func (u *Updater) drive(ctx context.Context) error {
 		if step.Next != nil && (u.record == nil || !reflect.DeepEqual(*step.Next, *u.record)) {
 			if u.record == nil || step.Next.Phase != u.record.Phase {
 				u.since = -1 // each phase is judged by itself
-				u.Log.Info("OS update", "phase", step.Next.Phase, "version", step.Next.To.Version, "why", step.Why)
+				u.Log.Log(ctx, Notice, "OS update", "version", step.Next.To.Version, "phase", step.Next.Phase, "why", step.Why)
 			}
 			if err := u.save(step.Next); err != nil {
 				return err
@@ -510,7 +528,7 @@ func (u *Updater) do(ctx context.Context, s Step) error {
 	case Refuse:
 		return u.refuse(*s.Next)
 	case Forget:
-		u.Log.Info("OS update ended", "version", s.Next.To.Version, "why", s.Why)
+		u.Log.Log(ctx, Notice, "OS update ended", "version", s.Next.To.Version, "why", s.Why)
 		return u.forget()
 	case Reboot:
 		return u.reboot(ctx, s)

@@ -338,6 +338,9 @@ func (w *world) live(u *Updater, s *system, version string, limit time.Duration)
 		if w.said(u.Observe(context.Background(), faults)) {
 			return
 		}
+		if left, ok := u.Left(); ok && (left <= 0 || faults != nil) {
+			w.breaks("%s left until it is judged, with faults %q", left, faults)
+		}
 		if u.OnTrial() || w.uptime < ready {
 			continue
 		}
