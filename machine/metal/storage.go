@@ -13,11 +13,9 @@ import (
 	"sync"
 	"time"
 
-	"filippo.io/age"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-edge/holdfast/internal/durable"
-	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine"
 	"github.com/holdfast-edge/holdfast/machine/box"
 	"github.com/holdfast-edge/holdfast/machine/faults"
@@ -264,30 +262,7 @@ func (m *metal) escrow(key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var people []age.Recipient
-	for _, r := range trust.Recovery {
-		p, err := age.ParseX25519Recipient(r)
-		if err != nil {
-			return nil, fmt.Errorf("recovery recipient of trust.yaml: %w", err)
-		}
-		people = append(people, p)
-	}
-	if len(people) == 0 {
-		return nil, nil
-	}
-	text, err := wire.SignEscrow(wire.Escrow{Fleet: seed.FleetID, Key: key}, m.box.Signer())
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	w, err := age.Encrypt(&out, people...)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(text); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), w.Close()
+	return sealEscrow(key, seed.FleetID, trust.Recovery, m.box.Signer())
 }
 
 // unlock opens a locked disk with what people brought.
