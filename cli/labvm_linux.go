@@ -173,7 +173,7 @@ func (e *env) labOSOptions(ctx context.Context, l lab.Lab) (build.Options, error
 // inputsOf names what an OS image is built from, as far as it changes from day to day.
 func inputsOf(o build.Options) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, version.Version, o.Version, o.Built.Unix(), string(o.Seed))
+	fmt.Fprintln(h, version.Version, o.Version, o.Built.Unix(), string(o.Seed), o.Profile)
 	h.Write(o.Keys.Certificate.Raw)
 	for _, file := range []string{o.Programs.Machined, o.Programs.Init} {
 		f, err := os.Open(file)

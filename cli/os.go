@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/debian"
 	"github.com/holdfast-edge/holdfast/osimage/secureboot"
@@ -94,7 +95,7 @@ func (e *env) runOSKeys(dir string) error {
 type osBuildOptions struct {
 	version, profile, arch, flavour string
 	keys, programs, built           string
-	mirrors, files                  []string
+	classes, mirrors, files         []string
 	deltaFrom, follows              []string
 }
 
@@ -113,6 +114,12 @@ The fleet's seed goes in: whoever boots it belongs to the fleet. The programs ar
 the folder that this one is in (make build system os). Kernel and a few programs come from
 Debian packages that are pinned by digest; they are fetched once and kept.
 
+At its first boot a machine has no release that could say which of its disks to live on, and
+a foreign disk is never touched unless a class says so. So the rule (machine.disk) of the
+fleet's defaults goes in, and that of the classes that --class or the profile names. What a
+site or a single machine says of its disk counts once a release has named the machine: one
+whose OS image decides on no disk waits for that.
+
 A profile is a file such as:
 
   architecture: amd64            # or arm64
@@ -120,8 +127,9 @@ A profile is a file such as:
   consoles: [tty0, ttyS1]        # the kernel's; boot and faults show on all
   drivers: [mlx4_core]           # kernel modules to load besides the usual ones
   firmware: firmware             # folder beside the profile, for /usr/lib/firmware
-  stateSize: 2147483648          # bytes of the volume STATE`,
-		Example: "  holdfast os build images --version 0.1.0\n  holdfast os build images --version 0.2.0 --profile shop.yaml --keys /media/stick/os-keys",
+  stateSize: 2147483648          # bytes of the volume STATE
+  classes: [hardware/nuc12]      # whose rule chooses the disk at the first boot`,
+		Example: "  holdfast os build images --version 0.1.0\n  holdfast os build images --version 0.1.0 --class hardware/nuc12\n  holdfast os build images --version 0.2.0 --profile shop.yaml --keys /media/stick/os-keys",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE:    func(c *cobra.Command, a []string) error { return e.runOSBuild(c.Context(), a[0], o) },
 	}
@@ -130,6 +138,7 @@ A profile is a file such as:
 	flags.StringVar(&o.profile, "profile", "", "file that says what for")
 	flags.StringVar(&o.arch, "arch", "", "amd64 or arm64, instead of the profile's; default amd64")
 	flags.StringVar(&o.flavour, "flavour", "", "cloud or generic, instead of the profile's; default cloud")
+	flags.StringArrayVar(&o.classes, "class", nil, "class whose rule chooses the disk at the first boot, instead of the profile's; more than once, the later ones win")
 	flags.StringVar(&o.keys, "keys", "", "folder of the Secure Boot keys; default: os in the fleet's keys, beside the fleet repo")
 	flags.StringVar(&o.programs, "programs", "", "folder with machined, init and system; default: that of this program, its folder arm64 for arm64")
 	flags.StringVar(&o.built, "built", "", "time of the build, RFC 3339; default: $SOURCE_DATE_EPOCH, else that of the fleet repo's last commit")
@@ -155,6 +164,7 @@ type osBuilt struct {
 	RootSize     int64             `json:"rootSize"`
 	UKISize      int64             `json:"ukiSize"`
 	Programs     int               `json:"programs"`
+	Disks        fleet.DiskRule    `json:"disks"` // which one a machine takes at its first boot
 	Artefact     *osArtefact       `json:"artefact,omitempty"`
 }
 
@@ -177,6 +187,7 @@ func (e *env) runOSBuild(ctx context.Context, dir string, o osBuildOptions) erro
 	answer := &osBuilt{
 		Version: m.Version, Architecture: m.Architecture, Flavour: m.Flavour, Kernel: m.Kernel, Versions: m.Versions,
 		Disk: r.Disk, Stick: r.Stick, Parts: r.Parts, RootSize: m.File(build.PartRoot).Size, UKISize: m.File(build.PartUKI).Size,
+		Disks: b.Profile.Disk,
 	}
 	for _, f := range m.Root {
 		if f.Why != "" {
@@ -197,6 +208,7 @@ func (e *env) tellOSBuilt(a *osBuilt) {
 	e.printf("OS image %s for %s (%s): kernel %s, Kubernetes %s\n", a.Version, a.Architecture, a.Flavour, a.Kernel, strings.TrimPrefix(a.Versions["kube"], "v"))
 	e.printf("  root %s with %d programs, boot image %s\n", size(a.RootSize), a.Programs, size(a.UKISize))
 	e.printf("  %s: write it to a machine's disk\n  %s: write it to a stick, which installs\n  %s: parts, manifest.json, sbom.spdx.json\n", a.Disk, a.Stick, a.Parts)
+	e.printf("  the disk that a first boot from the stick takes: %s\n", a.Disks)
 	if a.Artefact != nil {
 		e.printf("  %s: the update, %s whole\n", a.Artefact.Folder, size(a.Artefact.Whole))
 		for _, d := range a.Artefact.Deltas {
@@ -233,7 +245,13 @@ func (e *env) osOptions(ctx context.Context, o osBuildOptions) (build.Options, e
 	if o.flavour != "" {
 		b.Profile.Flavour = o.flavour
 	}
+	if len(o.classes) > 0 {
+		b.Profile.Classes = o.classes
+	}
 	b.Profile.Default()
+	if b.Profile.Disk, err = diskRule(r, b.Profile.Classes); err != nil {
+		return b, err
+	}
 	if b.Built, err = builtTime(ctx, r, o.built); err != nil {
 		return b, err
 	}
@@ -248,6 +266,16 @@ func (e *env) osOptions(ctx context.Context, o osBuildOptions) (build.Options, e
 	}
 	b.Cache = &debian.Cache{Mirrors: o.mirrors}
 	return b, nil
+}
+
+// diskRule is what the fleet's defaults and the classes say of disks.
+func diskRule(r *repo, classes []string) (fleet.DiskRule, error) {
+	f, err := load(workTree(r.dir))
+	if err != nil {
+		return fleet.DiskRule{}, err
+	}
+	box, err := f.Box(classes...)
+	return box.Disk, coded(CodeFaults, err)
 }
 
 // builtTime is an input like others: the same commit makes the same OS image.

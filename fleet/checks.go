@@ -68,6 +68,7 @@ var checks = map[string]check{
 	"host":        {isHost, "is no host", "a name or an address", ""},
 	"hostPort":    {isHostPort, "is no host with a port", "such as hub.example.com:443", `:[0-9]+$`},
 	"proxy":       {isProxy, "is no address of a proxy", "http://name:port, nothing after it", `^http://[^/?#@]+$`},
+	"pattern":     byPattern(`^[^\s](.*[^\s])?$`, "is empty, or has a space at an end", "the whole text as the disk tells it, with * for any text"),
 	"port":        byPattern(`^(\*|([0-9a-f]{2}:){5}[0-9a-f]{2}|[A-Za-z0-9][A-Za-z0-9_.-]{0,62})$`, "is no network port", "a hardware address such as 52:54:00:12:34:56 in lower case, the name of a driver or a port, or *"),
 	"hostAddress": {isHostAddress, "is no address with the length of its network", "such as 192.168.1.10/24", `^[0-9.]+/[0-9]+$`},
 	"selector":    {isSelector, "selects no sites", "a folder under sites/ such as de, or a label such as country=de", `^[a-z0-9].*$`},

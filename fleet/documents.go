@@ -174,6 +174,30 @@ type MachineClass struct {
 	Proxy string `yaml:"proxy" is:"proxy"`
 	// How another OS is judged before it is kept.
 	Update OSTrial `yaml:"update"`
+	// Which of its disks it lives on. The only one that fits when nothing is said. Hosted machines have files of their host.
+	Disk DiskRule `yaml:"disk"`
+}
+
+// DiskRule chooses the disk that a machine lives on, and is asked when it has none yet: at its first boot from a stick, or
+// with another disk. A blank one is taken before one that holds something, and one that is the machine's already is kept
+// whatever the rule says. Before its first release a machine has the rule that its OS image was built with (holdfast os build
+// --class); where that one decides on no disk, it asks its release.
+type DiskRule struct {
+	// The disk's model as it tells it, whole, in which * stands for any text: Samsung SSD 980*.
+	Model string `yaml:"model" json:"model,omitempty" is:"pattern"`
+	// Its serial number, likewise.
+	Serial string `yaml:"serial" json:"serial,omitempty" is:"pattern"`
+	// Where it is plugged in, below /sys/devices, likewise: *0000:01:00.0/nvme*. It is the same as long as the cable stays. Without model, serial or path
+	// no removable disk is taken, and none on USB.
+	Path string `yaml:"path" json:"path,omitempty" is:"pattern"`
+	// Smaller ones are not taken, such as 100Gi.
+	MinSize Quantity `yaml:"minSize" json:"minSize,omitempty" min:"0"`
+	// Larger ones are not taken; 0 for any.
+	MaxSize Quantity `yaml:"maxSize" json:"maxSize,omitempty" min:"0"`
+	// smallest or largest of those that fit. When left out, one only may fit: a machine does not guess.
+	BySize string `yaml:"bySize" json:"bySize,omitempty" enum:"smallest largest"`
+	// Erase what is not Holdfast's on the disk, where no blank one fits. A foreign disk is never touched otherwise.
+	Wipe bool `yaml:"wipe" json:"wipe,omitempty"`
 }
 
 // OSTrial says how a machine judges another OS: it boots it twice, the second time cold, and goes back unless it is well.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/holdfast-edge/holdfast/fleet"
 )
@@ -79,5 +80,52 @@ func TestExplainByField(t *testing.T) {
 	}
 	if _, err := f.Explain(s, "vars.shp"); err == nil || !strings.Contains(err.Error(), `did you mean "vars.shop"?`) {
 		t.Errorf("no suggestion: %v", err)
+	}
+}
+
+// What a machine is before a release names it: an OS image is built with it.
+func TestBox(t *testing.T) {
+	_, tree := readCase(t, "testdata/base.txtar")
+	tree["fleet.yaml"].Data = []byte(strings.Replace(string(tree["fleet.yaml"].Data), "    ring: stable\n", "    ring: stable\n    machine: {disk: {bySize: smallest, minSize: 32Gi}}\n", 1))
+	for name, disk := range map[string]string{"nuc": "{model: \"Samsung*\", bySize: largest}", "kiosk": "{wipe: true, maxSize: 16Gi}", "plain": "{minSize: {$delete: true}}"} {
+		tree["classes/hardware/"+name+".yaml"] = &fstest.MapFile{Data: []byte("apiVersion: holdfast.dev/v1alpha1\nkind: Class\nspec: {machine: {disk: " + disk + "}}\n")}
+	}
+	f, err := fleet.Load(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		classes string
+		want    fleet.DiskRule
+		text    string
+	}{
+		{"", fleet.DiskRule{BySize: "smallest", MinSize: 32 << 30}, "the smallest one with at least 32Gi, if it is blank"},
+		{"hardware/nuc", fleet.DiskRule{Model: "Samsung*", BySize: "largest", MinSize: 32 << 30}, "the largest one with model Samsung*, at least 32Gi, if it is blank"},
+		{"hardware/nuc hardware/plain", fleet.DiskRule{Model: "Samsung*", BySize: "largest"}, "the largest one with model Samsung*, if it is blank"},
+		{"hardware/plain hardware/kiosk", fleet.DiskRule{BySize: "smallest", MaxSize: 16 << 30, Wipe: true}, "the smallest one with at most 16Gi, erased where it holds something else"},
+	} {
+		box, err := f.Box(strings.Fields(c.classes)...)
+		if err != nil || box.Disk != c.want || box.Disk.String() != c.text || box.StateSize != 2<<30 {
+			t.Errorf("%s: got %+v, %q, %v", c.classes, box, box.Disk.String(), err)
+		}
+	}
+	_, err = f.Box("hardware/nope", "hardware/kiosk")
+	for _, want := range []string{"classes/hardware/nope.yaml: there is no such class", "maxSize: no disk is as large as minSize, 32Gi, and as small as 16Gi"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+func TestQuantity(t *testing.T) {
+	for text, want := range map[string]fleet.Quantity{"0": 0, "1000": 1000, "1Ki": 1024, "640Mi": 640 << 20, "1Gi": 1 << 30, "3Ti": 3 << 40} {
+		if q, err := fleet.ParseQuantity(text); err != nil || q != want || q.String() != text {
+			t.Errorf("%s: got %v, %v", text, q, err)
+		}
+	}
+	for _, text := range []string{"", "-1", "1G", "1.5Gi", "Gi", "9999999Ti", "1 Gi"} {
+		if q, err := fleet.ParseQuantity(text); err == nil {
+			t.Errorf("%s: got %v", text, q)
+		}
 	}
 }

@@ -207,6 +207,7 @@ func (l *loader) validateSite(s *Site, faults *Faults) {
 	*faults = append(*faults, missing...)
 	checkNetwork(s, merged, r, faults)
 	checkPorts(s, merged, r, faults)
+	checkDisks(s, merged, r, faults)
 	f.checkBoxes(s, r, faults)
 	f.checkMachines(s, r, faults)
 }

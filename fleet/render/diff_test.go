@@ -160,7 +160,8 @@ func TestEffectCovers(t *testing.T) {
 	}
 	same := site()
 	same.Ring, same.Apps[0].Patches = "other", nil
+	same.Class.Disk = fleet.DiskRule{Serial: "S4EWNX0M", Wipe: true}
 	if render(t, m, same).Effect.Digest != base {
-		t.Error("the ring's name is in the effect")
+		t.Error("the ring's name or the disk's rule is in the effect")
 	}
 }

@@ -69,9 +69,13 @@ func effect(r *Rendering) Effect {
 // its name here.
 func settings(r *fleet.Resolved) []byte {
 	n, k := r.Network, r.Kubernetes
+	site := r.Class
+	site.Disk = fleet.DiskRule{} // it sets nothing: a machine asks it when it has no disk yet
 	machines := map[string]any{} // those that differ from the rest of the site
 	for _, m := range r.Machines {
-		if c := r.ClassOf(m.Name); !reflect.DeepEqual(c, r.Class) {
+		c := r.ClassOf(m.Name)
+		c.Disk = fleet.DiskRule{}
+		if !reflect.DeepEqual(c, site) {
 			machines[m.Name] = class(c)
 		}
 	}

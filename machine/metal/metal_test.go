@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/metal/disks"
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
@@ -177,6 +178,18 @@ func TestDiskFault(t *testing.T) {
 		if got := diskFault(c.err, "vda"); got.Code != c.want {
 			t.Errorf("%v: got %s, want %s", c.err, got, c.want)
 		}
+	}
+}
+
+// TestProfile: package build writes it.
+func TestProfile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "profile.json")
+	if err := os.WriteFile(file, []byte(`{"flavour":"cloud","stateSize":5,"disk":{"model":"QEMU*","minSize":68719476736,"wipe":true}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := readProfile(file)
+	if want := (profile{StateSize: 5, Disk: fleet.DiskRule{Model: "QEMU*", MinSize: 64 << 30, Wipe: true}}); err != nil || p != want {
+		t.Errorf("got %+v, %v", p, err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/machine"
 	"github.com/holdfast-edge/holdfast/machine/box"
@@ -123,8 +124,20 @@ func (m *metal) limit(err error, f faults.Fault) error {
 
 // profile is what of the OS image's profile concerns the machine.
 type profile struct {
-	StateSize   int64 `json:"stateSize"`
-	DataSizeMin int64 `json:"dataSizeMin"`
+	StateSize   int64          `json:"stateSize"`
+	DataSizeMin int64          `json:"dataSizeMin"`
+	Disk        fleet.DiskRule `json:"disk"` // until a release says another
+}
+
+func readProfile(file string) (p profile, err error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &p)
+	}
+	if err != nil {
+		return p, fmt.Errorf("read the OS image's profile: %w", err)
+	}
+	return p, nil
 }
 
 // bootDisks opens the machine's disk. What people have to mend is no failed boot
@@ -236,15 +249,11 @@ func (m *metal) diskOptions() (disks.Options, error) {
 	if o.Verity, err = osimage.ParseVerity(string(line)); err != nil {
 		return o, err
 	}
-	var p profile
-	text, err := os.ReadFile(profileFile)
+	p, err := readProfile(profileFile)
 	if err != nil {
-		return o, fmt.Errorf("read the OS image's profile: %w", err)
+		return o, err
 	}
-	if err := json.Unmarshal(text, &p); err != nil {
-		return o, fmt.Errorf("read the OS image's profile: %w", err)
-	}
-	o.StateSize, o.DataSizeMin = p.StateSize, p.DataSizeMin
+	o.StateSize, o.DataSizeMin, o.Rule = p.StateSize, p.DataSizeMin, disks.Rule(p.Disk)
 	if m.tpm != nil {
 		o.TPM, o.Escrow = m.tpm, m.escrow
 	}

@@ -3,6 +3,7 @@ package build
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/erofs/go-erofs"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/debian"
 )
@@ -144,6 +146,10 @@ func TestProfile(t *testing.T) {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
+	kiosk := Profile{Disk: fleet.DiskRule{Model: "QEMU*", MinSize: 64 << 30, Wipe: true}}
+	if text, err := json.Marshal(kiosk); err != nil || !bytes.Contains(text, []byte(`"disk":{"model":"QEMU*","minSize":68719476736,"wipe":true}`)) { // package metal reads it
+		t.Errorf("the profile in the root: %s, %v", text, err)
+	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "profile.yaml")
 	os.WriteFile(file, []byte("flavour: generic\nfirmware: fw\ndrivers: [mlx4_core]\n"), 0o644)
@@ -151,9 +157,11 @@ func TestProfile(t *testing.T) {
 	if err != nil || p.Flavour != Generic || p.firmware != filepath.Join(dir, "fw") || !slices.Equal(p.Drivers, []string{"mlx4_core"}) {
 		t.Errorf("%+v, %v", p, err)
 	}
-	os.WriteFile(file, []byte("flavor: generic\n"), 0o644)
-	if _, err := ReadProfile(file); err == nil || !strings.Contains(err.Error(), "flavor") {
-		t.Errorf("unknown key: %v", err)
+	for _, key := range []string{"flavor", "disk"} { // the disk's rule is the classes', which machines see again in releases
+		os.WriteFile(file, []byte(key+": generic\n"), 0o644)
+		if _, err := ReadProfile(file); err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("unknown key %s: %v", key, err)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/debian"
 )
@@ -36,6 +37,12 @@ type Profile struct {
 	StateSize    int64    `json:"stateSize" yaml:"stateSize,omitempty"`           // bytes of STATE, made at first boot
 	DataSizeMin  int64    `json:"dataSizeMin" yaml:"dataSizeMin,omitempty"`       // bytes of DATA below which a disk is refused
 	Arguments    []string `json:"arguments,omitempty" yaml:"arguments,omitempty"` // of the kernel, besides those that every machine has
+	Classes      []string `json:"classes,omitempty" yaml:"classes,omitempty"`     // of the fleet repo, that machines are of before a release says so
+
+	// Disk is the rule of the fleet's defaults and of Classes. A machine has no
+	// release before it has a disk, and network.yaml, which anybody may write, must
+	// not have one erased: so the rule comes in here, where it is signed.
+	Disk fleet.DiskRule `json:"disk,omitzero" yaml:"-"`
 
 	firmware string // Firmware, found
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/osimage"
 )
 
@@ -32,7 +33,7 @@ var (
 type ForeignError struct{ Disk, What string }
 
 func (e *ForeignError) Error() string {
-	return fmt.Sprintf("disk %s holds %s and is not touched; a rule with wipe would erase it", e.Disk, e.What)
+	return fmt.Sprintf("disk %s holds %s and is not touched", e.Disk, e.What)
 }
 func (e *ForeignError) Unwrap() error { return ErrForeign }
 
@@ -76,20 +77,11 @@ const (
 	Foreign              // anything else
 )
 
-// Rule chooses among disks; the zero Rule takes the only one that fits. Model, Serial and Path are patterns in which * stands for any text.
-type Rule struct {
-	Model, Serial, Path string
-	MinSize, MaxSize    int64  // bytes; 0: any
-	BySize              string // "smallest" or "largest" of those that fit; "": there must be one only
-	Wipe                bool   // erase what is not ours
-}
+// Rule chooses among disks, as the fleet's documents have it; the zero Rule takes the only one that fits.
+type Rule fleet.DiskRule
 
-func (r Rule) chooses() bool {
-	return r.Model != "" || r.Serial != "" || r.Path != "" || r.MinSize != 0 || r.MaxSize != 0 || r.BySize != ""
-}
-
-// allows returns why not, or "".
-func (r Rule) allows(d Disk) string {
+// usable returns why nobody would want to live there, or "". What is removable may be somebody's stick: a rule has to name it.
+func (r Rule) usable(d Disk) string {
 	switch {
 	case d.ReadOnly:
 		return "read-only"
@@ -97,13 +89,20 @@ func (r Rule) allows(d Disk) string {
 		return "removable"
 	case d.Holds == Stick:
 		return "an installation stick"
+	}
+	return ""
+}
+
+// allows returns why not, or "".
+func (r Rule) allows(d Disk) string {
+	switch {
 	case r.Model != "" && !match(r.Model, d.Model):
 		return fmt.Sprintf("model %q", d.Model)
 	case r.Serial != "" && !match(r.Serial, d.Serial):
 		return fmt.Sprintf("serial number %q", d.Serial)
 	case r.Path != "" && !match(r.Path, d.Path):
 		return "at " + d.Path
-	case r.MinSize > 0 && d.Size < r.MinSize, r.MaxSize > 0 && d.Size > r.MaxSize:
+	case r.MinSize > 0 && d.Size < int64(r.MinSize), r.MaxSize > 0 && d.Size > int64(r.MaxSize):
 		return size(d.Size)
 	}
 	return ""
@@ -140,8 +139,8 @@ func size(n int64) string {
 	return fmt.Sprintf("%d bytes", n)
 }
 
-// choose picks the machine's disk. Booted from a disk, that is the one. Booted from a stick, it is the one that is ours already, else the one that the rule
-// or the lack of others decides on, of those that hold nothing, else, with Wipe, of all.
+// choose picks the machine's disk. Booted from a disk, that is the one. Booted from a stick, it is the one that is ours already, which a rule that has
+// changed leaves where it is, else the one that the rule or the lack of others decides on, of those that hold nothing, else, with Wipe, of all.
 func choose(all []Disk, boot osimage.Boot, rule Rule, least int64) (Disk, error) {
 	if boot.Slot != slotStick {
 		i := slices.IndexFunc(all, func(d Disk) bool { return d.Name == boot.Disk })
@@ -151,12 +150,19 @@ func choose(all []Disk, boot osimage.Boot, rule Rule, least int64) (Disk, error)
 		return all[i], nil
 	}
 	var no []string // why each is out
+	var ours []Disk
 	byHolds := map[Holds][]Disk{}
 	for _, d := range all {
 		if d.Name == boot.Disk {
 			continue
 		}
-		why := rule.allows(d)
+		why := rule.usable(d)
+		if why == "" && d.Holds == Ours {
+			ours = append(ours, d)
+		}
+		if why == "" {
+			why = rule.allows(d)
+		}
 		if why == "" && d.Holds != Ours && d.Size < least {
 			why = fmt.Sprintf("has %s, %s are needed", size(d.Size), size(least))
 		}
@@ -165,6 +171,9 @@ func choose(all []Disk, boot osimage.Boot, rule Rule, least int64) (Disk, error)
 			continue
 		}
 		byHolds[d.Holds] = append(byHolds[d.Holds], d)
+	}
+	if fit := byHolds[Ours]; len(fit) == 0 && len(ours) > 0 {
+		return one(ours, rule)
 	}
 	for _, kind := range []Holds{Ours, Blank} {
 		if fit := byHolds[kind]; len(fit) > 0 {

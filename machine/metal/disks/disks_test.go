@@ -63,10 +63,17 @@ func TestPowerCuts(t *testing.T) {
 			m.add(Disk{Name: "nvme0n1", Size: testDisk})
 			return m
 		},
+		"foreign, wiped": func(t *testing.T) *machine {
+			m := newMachine(t).withStick()
+			m.rule.Wipe = true
+			m.add(Disk{Name: "nvme0n1", Size: testDisk})
+			m.divide("nvme0n1", map[string]int64{"Windows": 64 << 20}, "Windows")
+			return m
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			step := 1
-			if name == "stick" {
+			if name != "image" {
 				step = 5 // most are the image's
 			}
 			for n := 0; ; n += step {
@@ -213,6 +220,38 @@ func TestForeignPartitionContent(t *testing.T) {
 	d := m.mustOpen()
 	if len(d.Made) != 2 { // and DATA, which nothing opens any more
 		t.Errorf("STATE blank: made %q", d.Made)
+	}
+}
+
+// TestWipeIsForWhatIsNotOurs: a TPM that somebody switches off or on in the
+// firmware must not cost the machine its STATE, whatever the class allows.
+func TestWipeIsForWhatIsNotOurs(t *testing.T) {
+	for name, plain := range map[string]bool{"TPM switched off": false, "TPM switched on": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t).withImage()
+			m.pretend, m.rule.Wipe, m.plain = true, true, plain
+			m.mustOpen()
+			m.write("state/release", "17")
+			m.reset()
+			m.plain = !plain
+			if _, err := Open(t.Context(), m.options()); !errors.Is(err, ErrLocked) && !errors.Is(err, ErrForeign) {
+				t.Errorf("got %v", err)
+			}
+			m.reset()
+			m.plain = plain
+			if d := m.mustOpen(); len(d.Made) > 0 || m.read("state/release") != "17" {
+				t.Errorf("made %q, STATE holds %q", d.Made, m.read("state/release"))
+			}
+		})
+	}
+	m := newMachine(t).withImage()
+	m.pretend, m.rule.Wipe = true, true
+	m.mustOpen()
+	m.reset()
+	m.raw("vda4", 0, make([]byte, 2<<20))
+	m.raw("vda4", 0, []byte("XFSB"))
+	if d := m.mustOpen(); len(d.Made) != 2 {
+		t.Errorf("somebody else's file system where STATE was: made %q", d.Made)
 	}
 }
 
@@ -570,6 +609,12 @@ func TestChoose(t *testing.T) {
 		"none":                 {boot: stick, err: ErrNoDisk},
 		"the stick itself":     {disks: []Disk{with(a, func(d *Disk) { d.Name, d.Holds = "sda", Stick })}, boot: stick, err: ErrNoDisk},
 		"another stick":        {disks: []Disk{with(a, func(d *Disk) { d.Holds = Stick })}, boot: stick, err: ErrNoDisk},
+		"ours, another rule":   {disks: []Disk{a, ours}, boot: stick, rule: Rule{Serial: "S1", MaxSize: 15 * gib}, want: "b"},
+		"two are ours":         {disks: []Disk{with(a, func(d *Disk) { d.Holds = Ours }), ours}, boot: stick, err: ErrSeveral},
+		"one of ours is named": {disks: []Disk{with(a, func(d *Disk) { d.Holds = Ours }), ours}, boot: stick, rule: Rule{Serial: "S1"}, want: "a"},
+		"ours on a stick":      {disks: []Disk{a, with(ours, func(d *Disk) { d.Removable = true })}, boot: stick, want: "a"},
+		"wipe, but not named":  {disks: []Disk{foreign}, boot: stick, rule: Rule{Serial: "S1", Wipe: true}, err: ErrNoDisk},
+		"wipe, of two":         {disks: []Disk{foreign, with(foreign, func(d *Disk) { d.Name = "c" })}, boot: stick, rule: Rule{Wipe: true}, err: ErrSeveral},
 		"ours wins":            {disks: []Disk{a, ours}, boot: stick, want: "b"},
 		"blank beside foreign": {disks: []Disk{a, foreign}, boot: stick, want: "a"},
 		"foreign":              {disks: []Disk{foreign}, boot: stick, err: ErrForeign},

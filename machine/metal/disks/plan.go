@@ -123,6 +123,8 @@ func nextSealed(w volume, wipe bool, format, open, dm, fs, mount step) (step, st
 	case kindDamaged:
 		return format, "both copies of its header were damaged, so that nothing can open it any more", nil
 	case kindVolume:
+	case kindExt4: // ours, of a time without a TPM: wipe is for what is not ours
+		return done, "", ErrForeign
 	default:
 		if wipe {
 			return format, "the rule allows to erase it", nil
@@ -148,9 +150,11 @@ func nextPlain(w volume, wipe bool, fs, mount step) (step, string, error) {
 		return mount, "", nil
 	case kindNothing:
 		return fs, "it held nothing", nil
-	case kindVolume, kindDamaged:
+	case kindVolume:
+		return done, "", ErrLocked // it is encrypted, and there is no TPM; it is ours, and wipe is for what is not
+	case kindDamaged:
 		if !wipe {
-			return done, "", ErrLocked // it is encrypted, and there is no TPM
+			return done, "", ErrLocked
 		}
 	case kindOther, kindFAT, kindEROFS:
 		if !wipe {
