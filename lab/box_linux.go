@@ -36,8 +36,11 @@ type order struct {
 	File string `json:"file,omitempty"`
 	Stay bool   `json:"stay,omitempty"` // off, until this process is ended
 	// After is how many writes and flushes the first disk is still to see before the
-	// power goes; Within when it goes at the latest.
+	// power goes; Within when it goes at the latest. Where Size is not 0, only writes
+	// to so many bytes at Off count.
 	After  uint64        `json:"after,omitempty"`
+	Off    int64         `json:"off,omitempty"`
+	Size   int64         `json:"size,omitempty"`
 	Within time.Duration `json:"within,omitempty"`
 }
 
@@ -51,7 +54,7 @@ type outcome struct {
 // awaitChanges waits until the disk saw what the order says, and tells whether it did.
 func awaitChanges(ctx context.Context, v *vm.VM, o order) bool {
 	seen := make(chan struct{})
-	v.Disk(0).CutAfter(o.After, func() { close(seen) })
+	v.Disk(0).CutIn(o.Off, o.Size, o.After, func() { close(seen) })
 	select {
 	case <-seen:
 		return true
@@ -214,7 +217,7 @@ func (b *box) obey(ctx context.Context, o order, out *outcome) (err error) {
 	}
 	switch o.Do {
 	case "power-cut":
-		if o.After > 0 {
+		if o.Within > 0 {
 			out.Seen = awaitChanges(ctx, v, o)
 		}
 		if o.Stay {
@@ -323,11 +326,17 @@ func (l Lab) PowerCut(ctx context.Context, name string, seed uint64, stayOff boo
 // writes and flushes, which names an instant better than a clock can, or when
 // within is over. It tells whether the disk saw them.
 func (l Lab) PowerCutAfter(ctx context.Context, name string, seed, changes uint64, within time.Duration) (disk.Cut, bool, error) {
+	return l.PowerCutIn(ctx, name, seed, 0, 0, changes, within)
+}
+
+// PowerCutIn is PowerCutAfter where only writes count that touch the size bytes at
+// off of the first disk: a partition, so that the instant is one of what is done there.
+func (l Lab) PowerCutIn(ctx context.Context, name string, seed uint64, off, size int64, changes uint64, within time.Duration) (disk.Cut, bool, error) {
 	_, m, err := l.virtual(name, "a power that can be cut")
 	if err != nil {
 		return disk.Cut{}, false, err
 	}
-	out, err := l.order(ctx, *m, order{Do: "power-cut", Seed: seed, After: changes, Within: within})
+	out, err := l.order(ctx, *m, order{Do: "power-cut", Seed: seed, After: changes, Off: off, Size: size, Within: within})
 	return out.Cut, out.Seen, err
 }
 

@@ -30,8 +30,15 @@ type Disk struct {
 	bytes  int64      // of held
 	view   map[int64]*[page]byte
 	counts Counts
-	after  uint64 // power goes when so many changes were asked for; 0: never
-	onCut  func()
+	cut    cutting
+}
+
+// cutting is when the power goes: after so many more changes of a part of the disk.
+type cutting struct {
+	off, size int64 // size 0: the whole disk, and flushes count
+	left      uint64
+	call      func() // nil: it does not go, or goes just now
+	gone      bool
 }
 
 // write is one change that is not in the file yet.
@@ -85,21 +92,31 @@ func (d *Disk) Counts() Counts {
 // CutAfter makes call, on a goroutine of its own, when n more writes or flushes
 // have come in, and lets nothing more in from then on: the caller cuts the power.
 // So a drill names an instant by what the disk saw, and finds it again.
-func (d *Disk) CutAfter(n uint64, call func()) {
+func (d *Disk) CutAfter(n uint64, call func()) { d.CutIn(0, 0, n, call) }
+
+// CutIn is CutAfter where only writes count that touch the size bytes at off; size
+// 0 is the whole disk, with its flushes.
+func (d *Disk) CutIn(off, size int64, n uint64, call func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.after, d.onCut = d.counts.Writes+d.counts.Flushes+n, call
+	d.cut = cutting{off: off, size: size, left: n, call: call}
 }
 
-// arrived counts a change, and tells whether it comes too late.
-func (d *Disk) arrived() error {
-	if d.after == 0 || d.counts.Writes+d.counts.Flushes < d.after {
+// arrived counts a change of n bytes at off, or a flush, which has none, and tells
+// whether it comes too late.
+func (d *Disk) arrived(off, n int64) error {
+	c := &d.cut
+	switch {
+	case c.gone:
+		return ErrOff
+	case c.call == nil || c.size > 0 && (off >= c.off+c.size || off+n <= c.off):
+		return nil
+	case c.left > 0:
+		c.left--
 		return nil
 	}
-	if d.onCut != nil {
-		go d.onCut()
-		d.onCut = nil
-	}
+	go c.call()
+	c.call, c.gone = nil, true
 	return ErrOff
 }
 
@@ -159,7 +176,7 @@ func (d *Disk) write(p []byte, off int64, durable bool) error {
 	if err := d.check(off, len(p)); err != nil {
 		return err
 	}
-	if err := d.arrived(); err != nil {
+	if err := d.arrived(off, int64(len(p))); err != nil {
 		return err
 	}
 	d.counts.Writes++
@@ -199,7 +216,7 @@ func (d *Disk) clear(off, n int64, durable bool) error {
 	if d.file == nil {
 		return ErrOff
 	}
-	if err := d.arrived(); err != nil {
+	if err := d.arrived(off, n); err != nil {
 		return err
 	}
 	d.counts.Writes++
@@ -233,7 +250,7 @@ func (d *Disk) Flush() error {
 	if d.file == nil {
 		return ErrOff
 	}
-	if err := d.arrived(); err != nil {
+	if err := d.arrived(0, 0); err != nil {
 		return err
 	}
 	d.counts.Flushes++

@@ -146,6 +146,40 @@ func TestCutAfterLetsNothingMoreIn(t *testing.T) {
 	}
 }
 
+func TestCutInCountsOnePart(t *testing.T) {
+	_, d := blank(t, 1<<20)
+	called := make(chan bool, 2)
+	d.CutIn(4096, 4096, 1, func() { called <- true })
+	for i, c := range []struct {
+		off  int64
+		size int
+		late bool
+	}{
+		{0, 4096, false},        // ends where the part begins
+		{8192, 512, false},      // begins where it ends
+		{3584, 1024, false},     // the one that is let in
+		{16 << 10, 4096, false}, // elsewhere, for ever
+		{8191, 1, true},         // its last byte
+		{16 << 10, 4096, true},  // then nothing is let in any more
+		{4096, 512, true},       // nor told again
+	} {
+		if err := d.Flush(); errors.Is(err, ErrOff) != (i > 4) {
+			t.Errorf("flush before write %d: %v", i, err)
+		}
+		if _, err := d.WriteAt(make([]byte, c.size), c.off); errors.Is(err, ErrOff) != c.late {
+			t.Errorf("write %d, of %d bytes at %d: %v", i, c.size, c.off, err)
+		}
+	}
+	select {
+	case <-called:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody was called")
+	}
+	if len(called) != 0 {
+		t.Error("called twice")
+	}
+}
+
 func TestCloseLosesNothing(t *testing.T) {
 	path, d := blank(t, 1<<20)
 	d.WriteAt([]byte("here"), 1000)
