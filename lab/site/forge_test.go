@@ -27,7 +27,7 @@ import (
 func (s *shop) testForged(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	repo, err := git.Open(ctx, s.fleet)
+	repo, err := git.Open(ctx, s.Fleet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func (s *shop) stranger(t *testing.T, f *fleet.Fleet) *operator.Client {
 		}
 		pins = append(pins, pin)
 	}
-	client, err := operator.Open(t.Context(), operator.ClientConfig{Fleet: f.ID, Dial: link.DialConfig{Address: s.hub, Identity: identity, Pins: pins}})
+	client, err := operator.Open(t.Context(), operator.ClientConfig{Fleet: f.ID, Dial: link.DialConfig{Address: s.Hub, Identity: identity, Pins: pins}})
 	if err != nil {
 		t.Fatal(err)
 	}

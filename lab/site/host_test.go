@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-edge/holdfast/lab/labtest"
 )
 
 // host is what a lab could leave on this computer. Mounts and interfaces are
@@ -66,7 +68,7 @@ func look(t *testing.T, marks []string) host {
 // leavesNothing compares, and gives the kernel a moment to take things down.
 func leavesNothing(t *testing.T, before host, marks []string) {
 	t.Helper()
-	within(t, 5*time.Second, func() error {
+	labtest.Within(t, 5*time.Second, func() error {
 		var new []string
 		for _, line := range look(t, marks).lines {
 			if !slices.Contains(before.lines, line) {
@@ -84,7 +86,7 @@ func leavesNothing(t *testing.T, before host, marks []string) {
 // the name of its machine among all labs of this host.
 func (s *shop) marks(t *testing.T) []string {
 	t.Helper()
-	marks := []string{s.lab.Dir}
+	marks := []string{s.Lab.Dir}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.one(t, "outer").pid))
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ package site
 import (
 	"strings"
 	"testing"
+
+	"github.com/holdfast-edge/holdfast/lab/labtest"
 )
 
 const definition = `apiVersion: apiextensions.k8s.io/v1
@@ -54,39 +56,39 @@ func (s *shop) testKubernetes(t *testing.T) {
 			t.Errorf("got %v, want a refusal that says %q", err, want)
 		}
 	}
-	s.kubectl(t, definition, "apply", "-f", "-")
-	s.kubectl(t, "", "wait", "--for=condition=Established", "crd/grinders.shop.example", "--timeout=30s")
-	s.kubectl(t, strings.Replace(grinder, "COARSE", "5", 1), "apply", "--server-side", "-f", "-")
-	_, err := s.tryKubectl(strings.Replace(grinder, "COARSE", "10", 1), "apply", "--server-side", "-f", "-")
+	s.Kubectl(t, definition, "apply", "-f", "-")
+	s.Kubectl(t, "", "wait", "--for=condition=Established", "crd/grinders.shop.example", "--timeout=30s")
+	s.Kubectl(t, strings.Replace(grinder, "COARSE", "5", 1), "apply", "--server-side", "-f", "-")
+	_, err := s.TryKubectl(strings.Replace(grinder, "COARSE", "10", 1), "apply", "--server-side", "-f", "-")
 	refuses(err, "less than or equal to 9")
-	says(s.kubectl(t, "", "get", "grinders", "left", "-o", "jsonpath={.spec.coarseness}"), "5")
-	within(t, comeBack, func() error { // its OpenAPI follows a moment later
-		_, err := s.tryKubectl("", "explain", "grinder.spec.coarseness")
+	says(s.Kubectl(t, "", "get", "grinders", "left", "-o", "jsonpath={.spec.coarseness}"), "5")
+	labtest.Within(t, comeBack, func() error { // its OpenAPI follows a moment later
+		_, err := s.TryKubectl("", "explain", "grinder.spec.coarseness")
 		return err
 	})
-	says(s.kubectl(t, "", "explain", "grinder.spec.coarseness"), "how coarse the coffee becomes")
-	s.kubectl(t, "", "delete", "crd", "grinders.shop.example")
-	_, err = s.tryKubectl("", "get", "grinders")
+	says(s.Kubectl(t, "", "explain", "grinder.spec.coarseness"), "how coarse the coffee becomes")
+	s.Kubectl(t, "", "delete", "crd", "grinders.shop.example")
+	_, err = s.TryKubectl("", "get", "grinders")
 	refuses(err, "grinders")
-	says(s.kubectl(t, "", "explain", "deployment.spec.replicas"), "Number of desired pods")
+	says(s.Kubectl(t, "", "explain", "deployment.spec.replicas"), "Number of desired pods")
 
-	s.kubectl(t, strings.Replace(settings, "VALUE", "on", 1), "apply", "--server-side", "--field-manager", "one", "-f", "-")
-	_, err = s.tryKubectl(strings.Replace(settings, "VALUE", "off", 1), "apply", "--server-side", "--field-manager", "two", "-f", "-")
+	s.Kubectl(t, strings.Replace(settings, "VALUE", "on", 1), "apply", "--server-side", "--field-manager", "one", "-f", "-")
+	_, err = s.TryKubectl(strings.Replace(settings, "VALUE", "off", 1), "apply", "--server-side", "--field-manager", "two", "-f", "-")
 	refuses(err, `conflict with "one"`)
-	s.kubectl(t, strings.Replace(settings, "VALUE", "off", 1), "apply", "--server-side", "--field-manager", "two", "--force-conflicts", "-f", "-")
-	says(s.kubectl(t, "", "get", "configmap", "settings", "-o", "jsonpath={.data.light}"), "off")
-	s.kubectl(t, "", "delete", "configmap", "settings")
+	s.Kubectl(t, strings.Replace(settings, "VALUE", "off", 1), "apply", "--server-side", "--field-manager", "two", "--force-conflicts", "-f", "-")
+	says(s.Kubectl(t, "", "get", "configmap", "settings", "-o", "jsonpath={.data.light}"), "off")
+	s.Kubectl(t, "", "delete", "configmap", "settings")
 
-	services := s.kubectl(t, "", "get", "apiservices", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}`)
+	services := s.Kubectl(t, "", "get", "apiservices", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}`)
 	says(services, "v1.apps True")
 	for line := range strings.Lines(services) {
 		if !strings.HasSuffix(strings.TrimSpace(line), " True") {
 			t.Errorf("API service %s is not available", strings.TrimSpace(line))
 		}
 	}
-	says(s.kubectl(t, "", "api-resources"), "deployments")
-	says(s.kubectl(t, "", "get", "--raw", "/openapi/v2"), "io.k8s.api.apps.v1.Deployment")
-	says(s.kubectl(t, "", "get", "--raw", "/openapi/v3/apis/apps/v1"), "io.k8s.api.apps.v1.Deployment")
-	says(s.kubectl(t, "", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`), "True")
-	says(s.kubectl(t, "", "logs", "-n", "hello", "deployment/hello", "--tail=1")+"ok", "ok")
+	says(s.Kubectl(t, "", "api-resources"), "deployments")
+	says(s.Kubectl(t, "", "get", "--raw", "/openapi/v2"), "io.k8s.api.apps.v1.Deployment")
+	says(s.Kubectl(t, "", "get", "--raw", "/openapi/v3/apis/apps/v1"), "io.k8s.api.apps.v1.Deployment")
+	says(s.Kubectl(t, "", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`), "True")
+	says(s.Kubectl(t, "", "logs", "-n", "hello", "deployment/hello", "--tail=1")+"ok", "ok")
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/lab/labtest"
 	"github.com/holdfast-edge/holdfast/lab/world"
 )
 
@@ -51,53 +52,47 @@ func (s *shop) testDNS(t *testing.T) {
 // own door and the app's port, and nothing else that listens in the machine.
 func (s *shop) testStrangers(t *testing.T) {
 	inner := s.one(t, "inner")
-	ports := map[string]bool{nodePort: true}
-	for _, p := range []int{22, 53, 80, 443, 2379, 2380, 2381, 4194, 5000, 6443, 8080, 9153, 10248, 10249, 10250, 10255, 10256, 10257, 10259} {
-		ports[strconv.Itoa(p)] = true
-	}
+	var there []string
 	for _, file := range []string{"tcp", "tcp6"} {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", inner.pid, file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range listening(string(text)) {
-			ports[p] = true
-		}
+		there = append(there, listening(string(text))...)
 	}
 	for _, p := range []string{"5000", "6443", "7443", "10250"} {
-		if !ports[p] {
+		if !slices.Contains(there, p) {
 			t.Errorf("nothing listens on %s: this test looks in the wrong place", p)
 		}
 	}
-	lan, err := os.Open(fmt.Sprintf("/proc/%d/fd/3", s.one(t, "outer").pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lan.Close()
-	machine := s.machine(t).Address().String()
-	open := reachable(lan, machine, ports)
-	if want := []string{"7443", nodePort}; !sameSet(open, want) {
+	ports := slices.Concat(there, labtest.Ports, []string{nodePort})
+	slices.Sort(ports)
+	ports = slices.Compact(ports)
+	lan := s.LAN(t)
+	machine := s.Machine(t).Address().String()
+	open := labtest.Reachable(lan, machine, ports, time.Second)
+	if want := []string{nodePort, "7443"}; !slices.Equal(open, want) {
 		t.Errorf("from the LAN the machine's ports %v are open, want %v; tried %d ports", open, want, len(ports))
 	}
 	// Somebody who routes the site's own addresses to the machine gets no further.
 	targets := []string{"10.213.0.1", "10.213.0.11", "10.215.0.1", "10.215.0.10", "10.214.0.2"}
 	var wg sync.WaitGroup
 	for _, target := range targets {
-		s.run(t, "lab", "exec", "--", "ip", "route", "replace", target+"/32", "via", machine)
+		s.Run(t, "lab", "exec", "--", "ip", "route", "replace", target+"/32", "via", machine)
 		wg.Go(func() {
-			if open := reachable(lan, target, inside); len(open) > 0 {
+			if open := labtest.Reachable(lan, target, inside, time.Second); len(open) > 0 {
 				t.Errorf("from the LAN, by a route of its own, %s is open on %v", target, open)
 			}
 		})
 	}
 	wg.Wait()
 	for _, target := range targets {
-		s.run(t, "lab", "exec", "--", "ip", "route", "del", target+"/32")
+		s.Run(t, "lab", "exec", "--", "ip", "route", "del", target+"/32")
 	}
 }
 
 // inside are ports that are open at one of the site's inner addresses.
-var inside = map[string]bool{"53": true, "80": true, "443": true, "6443": true, "8080": true, "10250": true}
+var inside = []string{"53", "80", "443", "6443", "8080", "10250"}
 
 // listening reads the ports of listening sockets from /proc/net/tcp.
 func listening(text string) []string {
@@ -113,35 +108,4 @@ func listening(text string) []string {
 		}
 	}
 	return ports
-}
-
-// reachable tells on which ports of a host somebody in ns gets a connection.
-func reachable(ns *os.File, host string, ports map[string]bool) []string {
-	var mu sync.Mutex
-	var open []string
-	var wg sync.WaitGroup
-	for port := range ports {
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			conn, err := world.DialIn(ctx, ns, "tcp", net.JoinHostPort(host, port))
-			if err != nil {
-				return
-			}
-			conn.Close()
-			mu.Lock()
-			defer mu.Unlock()
-			open = append(open, port)
-		})
-	}
-	wg.Wait()
-	slices.Sort(open)
-	return open
-}
-
-func sameSet(a, b []string) bool {
-	a, b = slices.Clone(a), slices.Clone(b)
-	slices.Sort(a)
-	slices.Sort(b)
-	return slices.Equal(a, b)
 }

@@ -27,7 +27,7 @@ func (p process) String() string { return fmt.Sprintf("%s (%d)", p.kind, p.pid) 
 
 // processes lists the processes of the lab: its units and everything below them.
 func (s *shop) processes() ([]process, error) {
-	units, err := s.lab.Units()
+	units, err := s.Lab.Units()
 	if err != nil {
 		return nil, err
 	}

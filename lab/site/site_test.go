@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-edge/holdfast/lab/labtest"
 	"github.com/holdfast-edge/holdfast/machine/hosted"
 )
 
@@ -33,7 +34,7 @@ func TestSite(t *testing.T) {
 		{"ErrTakenPort", s.testTakenPort},
 		{"ErrNoRoot", s.testNoRoot},
 		{"Up", func(t *testing.T) {
-			before = look(t, []string{s.lab.Dir})
+			before = look(t, []string{s.Lab.Dir})
 			s.testUp(t)
 			marks = s.marks(t)
 		}},
@@ -55,20 +56,20 @@ func TestSite(t *testing.T) {
 		{"BlankDisk", s.testBlankDisk},
 		{"EverythingAtOnce", func(t *testing.T) {
 			s.killEverything(t)
-			s.up(t)
+			s.Up(t)
 			s.recovers(t)
 		}},
 		{"Down", func(t *testing.T) {
-			s.run(t, "lab", "down")
+			s.Run(t, "lab", "down")
 			leavesNothing(t, before, marks)
 		}},
 		{"UpAgain", func(t *testing.T) {
-			s.up(t)
+			s.Up(t)
 			s.recovers(t)
 		}},
 		{"DownAfterKills", func(t *testing.T) {
 			s.killEverything(t)
-			s.run(t, "lab", "down")
+			s.Run(t, "lab", "down")
 			leavesNothing(t, before, marks)
 		}},
 	} {
@@ -105,7 +106,7 @@ func (s *shop) killEverything(t *testing.T) {
 // falls waits until a killed machine does not answer any more: its inside dies a moment later.
 func (s *shop) falls(t *testing.T) {
 	t.Helper()
-	within(t, comeBack, func() error {
+	labtest.Within(t, comeBack, func() error {
 		if _, err := s.answer(); err == nil {
 			return errors.New("the killed machine still answers")
 		}
@@ -114,17 +115,17 @@ func (s *shop) falls(t *testing.T) {
 }
 
 func (s *shop) testTakenPort(t *testing.T) {
-	l, err := net.Listen("tcp", s.hub)
+	l, err := net.Listen("tcp", s.Hub)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	out, err := s.try("lab", "up", siteName, "--listen", s.hub)
-	if err == nil || !strings.Contains(err.Error(), s.hub) || !strings.Contains(err.Error(), "next:") {
-		t.Errorf("lab up on a taken port: %v, want an error that names %s and the next step\n%s", err, s.hub, out)
+	out, err := s.Try("lab", "up", siteName, "--listen", s.Hub)
+	if err == nil || !strings.Contains(err.Error(), s.Hub) || !strings.Contains(err.Error(), "next:") {
+		t.Errorf("lab up on a taken port: %v, want an error that names %s and the next step\n%s", err, s.Hub, out)
 	}
-	if _, err := os.Stat(s.lab.Dir); err == nil {
-		t.Errorf("lab up that could not begin left %s", s.lab.Dir)
+	if _, err := os.Stat(s.Lab.Dir); err == nil {
+		t.Errorf("lab up that could not begin left %s", s.Lab.Dir)
 	}
 }
 
@@ -139,7 +140,7 @@ func (s *shop) testNoRoot(t *testing.T) {
 	if err := errors.Join(os.Chown(dir, nobody, nobody), os.MkdirAll(filepath.Join(dir, "bin", "system"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	s.command(t, "", "cp", s.holdfast, filepath.Join(dir, "bin", "holdfast")) // ours may lie where nobody may look
+	s.Command(t, "", "cp", s.Holdfast, filepath.Join(dir, "bin", "holdfast")) // ours may lie where nobody may look
 	for _, name := range []string{"machined", "system/kube"} {
 		if err := os.WriteFile(filepath.Join(dir, "bin", name), nil, 0o755); err != nil {
 			t.Fatal(err)
@@ -148,7 +149,7 @@ func (s *shop) testNoRoot(t *testing.T) {
 	run := func(args ...string) ([]byte, error) {
 		cmd := exec.Command(filepath.Join(dir, "bin", "holdfast"), args...)
 		cmd.Dir = dir
-		cmd.Env = append(slices.DeleteFunc(s.environment(), func(v string) bool {
+		cmd.Env = append(slices.DeleteFunc(s.Environment(), func(v string) bool {
 			return strings.HasPrefix(v, "HOME=") || strings.HasPrefix(v, "HOLDFAST_") || strings.HasPrefix(v, "TMPDIR=")
 		}), "HOME="+dir)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
@@ -157,7 +158,7 @@ func (s *shop) testNoRoot(t *testing.T) {
 	if out, err := run("init", "shops"); err != nil {
 		t.Fatalf("init: %v\n%s", err, out)
 	}
-	out, err := run("--fleet", "shops", "lab", "up", "--dir", filepath.Join(dir, "lab"), "--listen", s.hub)
+	out, err := run("--fleet", "shops", "lab", "up", "--dir", filepath.Join(dir, "lab"), "--listen", s.Hub)
 	if err == nil || !strings.Contains(string(out), "root: found user 65534") || !strings.Contains(string(out), "next:") {
 		t.Errorf("lab up without root: %v, want an error that says so and what to do\n%s", err, out)
 	}
@@ -167,10 +168,10 @@ func (s *shop) testNoRoot(t *testing.T) {
 }
 
 func (s *shop) testUp(t *testing.T) {
-	s.up(t)
+	s.Up(t)
 	s.answers(t)
-	within(t, comeBack, s.well)
-	within(t, comeBack, func() error { // what lab up does not wait for
+	labtest.Within(t, comeBack, s.well)
+	labtest.Within(t, comeBack, func() error { // what lab up does not wait for
 		var err error
 		s.whole, err = s.counts()
 		for _, kind := range []string{"keeper", "hub", "outer", "inner", "containerd", "control-plane", "node", "coredns", "shim", "pause", "app"} {
@@ -181,7 +182,7 @@ func (s *shop) testUp(t *testing.T) {
 		return err
 	})
 	t.Logf("processes: %v", s.whole)
-	said := s.run(t, "kubectl", siteName, "get", "--raw", "/api/v1/namespaces/hello/services/hello:80/proxy/")
+	said := s.Run(t, "kubectl", siteName, "get", "--raw", "/api/v1/namespaces/hello/services/hello:80/proxy/")
 	if !strings.Contains(said, s.greeting) {
 		t.Errorf("through the hub the app says %s, want %q", said, s.greeting)
 	}
@@ -204,7 +205,7 @@ func (s *shop) testRelease(t *testing.T, greeting string) {
 	s.release(t)
 	took := s.answers(t)
 	t.Logf("the app said so %.1f s after the release", took.Seconds())
-	within(t, comeBack, s.well)
+	labtest.Within(t, comeBack, s.well)
 }
 
 type traffic struct{ sent, received uint64 }
@@ -213,8 +214,8 @@ type traffic struct{ sent, received uint64 }
 func (s *shop) quiet(t *testing.T) traffic {
 	t.Helper()
 	var last traffic
-	within(t, time.Minute, func() error {
-		m, err := s.status()
+	labtest.Within(t, time.Minute, func() error {
+		m, err := s.Status()
 		if err != nil {
 			return err
 		}
@@ -233,13 +234,13 @@ func (s *shop) quiet(t *testing.T) traffic {
 func (s *shop) testSameEffect(t *testing.T) {
 	state := func() string {
 		pids := fmt.Sprint(s.victims(t))
-		return pids + s.kubectl(t, "", "get", "deployments,replicasets,pods,services,configmaps,namespaces", "-A", "-o",
+		return pids + s.Kubectl(t, "", "get", "deployments,replicasets,pods,services,configmaps,namespaces", "-A", "-o",
 			`jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name} {.metadata.uid} {.metadata.resourceVersion} {.status.containerStatuses[*].containerID}{"\n"}{end}`)
 	}
 	before := state()
 	s.git(t, "commit", "-q", "--allow-empty", "-m", "nothing")
 	s.release(t)
-	within(t, comeBack, s.well)
+	labtest.Within(t, comeBack, s.well)
 	if after := state(); after != before {
 		t.Errorf("a release without effect changed the site\nbefore:\n%s\nafter:\n%s", before, after)
 	}
@@ -267,8 +268,8 @@ func (s *shop) testFullDisk(t *testing.T) {
 		}
 	}
 	t.Logf("DATA holds %d MB of nothing", size>>20)
-	within(t, time.Minute, func() error {
-		m, err := s.status()
+	labtest.Within(t, time.Minute, func() error {
+		m, err := s.Status()
 		if err != nil {
 			return err
 		}
@@ -280,15 +281,15 @@ func (s *shop) testFullDisk(t *testing.T) {
 		}
 		return fmt.Errorf("status says nothing of the full disk: %v", m.Conditions)
 	})
-	within(t, comeBack, func() error { // it has turned pods away
-		pressure, err := s.tryKubectl("", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="DiskPressure")].status}`)
+	labtest.Within(t, comeBack, func() error { // it has turned pods away
+		pressure, err := s.TryKubectl("", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="DiskPressure")].status}`)
 		if err == nil && pressure != "True" {
 			err = fmt.Errorf("the node says of pressure on its disk: %q", pressure)
 		}
 		return err
 	})
-	s.kubectl(t, "", "create", "configmap", "written-on-a-full-disk", "--from-literal=a=b")
-	s.kubectl(t, "", "delete", "configmap", "written-on-a-full-disk")
+	s.Kubectl(t, "", "create", "configmap", "written-on-a-full-disk", "--from-literal=a=b")
+	s.Kubectl(t, "", "delete", "configmap", "written-on-a-full-disk")
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
@@ -299,16 +300,16 @@ func (s *shop) testFullDisk(t *testing.T) {
 // testHubLost takes the hub away with all that it knows: the site lives on,
 // also through a restart, and an empty hub is filled by releasing again.
 func (s *shop) testHubLost(t *testing.T) {
-	s.run(t, "lab", "stop", "hub")
-	if err := os.RemoveAll(s.lab.HubDir()); err != nil {
+	s.Run(t, "lab", "stop", "hub")
+	if err := os.RemoveAll(s.Lab.HubDir()); err != nil {
 		t.Fatal(err)
 	}
 	kill(t, s.one(t, "outer"))
 	s.falls(t)
 	t.Logf("with no hub at all the killed machine's app answered after %.1f s", s.answers(t).Seconds())
-	s.run(t, "lab", "start", "hub")
+	s.Run(t, "lab", "start", "hub")
 	s.handOver(t) // the newest release once more
-	s.run(t, "images", "push", filepath.Join(filepath.Dir(s.holdfast), "images"))
+	s.Run(t, "images", "push", filepath.Join(filepath.Dir(s.Holdfast), "images"))
 	s.recovers(t)
 	s.testRelease(t, "Moin from a new hub")
 }
@@ -316,21 +317,21 @@ func (s *shop) testHubLost(t *testing.T) {
 // testBlankDisk changes the machine's disks: it is the same machine, and
 // fills them again from the current release.
 func (s *shop) testBlankDisk(t *testing.T) {
-	m := s.machine(t)
-	code := s.lab.Code(m)
-	s.run(t, "lab", "stop", siteName)
+	m := s.Machine(t)
+	code := s.Lab.Code(m)
+	s.Run(t, "lab", "stop", siteName)
 	for _, name := range []string{"state.img", "data.img"} {
-		if err := os.Remove(filepath.Join(s.lab.MachineDir(m), name)); err != nil {
+		if err := os.Remove(filepath.Join(s.Lab.MachineDir(m), name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.run(t, "lab", "start", siteName)
+	s.Run(t, "lab", "start", siteName)
 	s.recovers(t)
-	if got := s.lab.Code(m); got != code || got == "" {
+	if got := s.Lab.Code(m); got != code || got == "" {
 		t.Errorf("with blank disks the machine shows code %q, want %q as before", got, code)
 	}
 	// A machine that is kept running is not to be run by anybody else.
-	err := hosted.Clean(hosted.Spec{Name: "other", Root: s.lab.MachineDir(m)})
+	err := hosted.Clean(hosted.Spec{Name: "other", Root: s.Lab.MachineDir(m)})
 	if !errors.Is(err, hosted.ErrRunning) {
 		t.Errorf("clean a running machine: %v, want %v", err, hosted.ErrRunning)
 	}
@@ -350,7 +351,7 @@ func (s *shop) testKills(t *testing.T) {
 				released = make(chan struct{})
 				go func() {
 					defer close(released)
-					s.try("release") // may be cut short; it is done again below
+					s.Try("release") // may be cut short; it is done again below
 				}()
 			case "start":
 				p := s.one(t, []string{"inner", "outer"}[s.random.IntN(2)])
