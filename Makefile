@@ -54,8 +54,8 @@ test-vm: ## virtual machines: power cuts that lose what was not flushed, watchdo
 test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
 	@$(STEP) "site tests" go test -v -tags site -count 1 -timeout 30m ./lab/site
 
-test-vmsite: ## a site on the OS image in a virtual machine: who may enter, power cuts, theft, wrong clocks (needs root)
-	@$(STEP) "a site in a virtual machine" go test -v -tags vm -count 1 -timeout 100m ./lab/vmsite
+test-vmsite: ## a site on the OS image in a virtual machine with 1 GiB: who may enter, a power cut, an update, stock tools on its disk (about 15 minutes without KVM; DRILLS=power,theft,..., CUTS=n, SEED=n: more)
+	@$(STEP) "a site in a virtual machine" go test -v -tags vm -count 1 -timeout 150m ./lab/vmsite $(if $(DRILLS),-drills $(DRILLS)) $(if $(CUTS),-cuts $(CUTS)) $(if $(SEED),-seed $(SEED))
 
 .PHONY: saboteur
 saboteur: ## bin/saboteur, which stands in the place of programs of an OS that is meant to be bad
