@@ -288,7 +288,7 @@ func (o *osUpdate) next(ctx context.Context, took time.Duration) time.Duration {
 	case left > nearly:
 		return min(observeEvery, max(0, left-nearly-took))
 	}
-	o.log.Log(ctx, update.Notice, "OS update", "version", r.To.Version, "phase", r.Phase, "good in", left.Round(time.Millisecond))
+	o.log.Log(ctx, update.Notice, "OS update", "version", r.To.Version, "phase", r.Phase, "left", left.Round(time.Millisecond))
 	return left
 }
 
