@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine/faults"
@@ -25,6 +26,18 @@ type Limits struct {
 	// Escrow reads the recovery key as it was encrypted to the fleet's recovery
 	// recipients (wire.SignEscrow, then age). Nil: there is none.
 	Escrow func() ([]byte, error)
+	// Disk tries the disk by what the machine's release says of it, and leaves it
+	// open where it returns nil. One call at a time. Nil: no rule opens it.
+	Disk func(ctx context.Context, rule fleet.DiskRule) error
+
+	rules  chan said // the newest that a release said; nobody waits for it
+	opened func()
+}
+
+// said is the rule of a release.
+type said struct {
+	n    uint64
+	rule fleet.DiskRule
 }
 
 // ErrWrongKey is what Limits.Unlock wraps for a key that does not open the disk.
@@ -37,17 +50,19 @@ const unlockTime = 2 * time.Minute
 // and behind its door only what opens it. Whom it trusts it takes from the public
 // folder, as far as the anchor proves it. It takes no release, since it could
 // keep none; and of operators those of the whole fleet only, since without a
-// slice it cannot tell which site it is of.
+// slice it cannot tell which site it is of. One that waits to be told which disk
+// to live on verifies its releases, reads that from them and keeps nothing.
 //
-// It returns nil when Unlock has opened the disk: then the machine is to Run. It
+// It returns nil when the disk was opened: then the machine is to Run. It
 // returns ctx's error when ctx ends first.
 func Limited(ctx context.Context, config Config, limits Limits) error {
 	return newMachine(config).limited(ctx, limits)
 }
 
 func (m *Machine) limited(ctx context.Context, limits Limits) error {
-	m.limits = &limits
 	m.opened = make(chan struct{})
+	limits.rules, limits.opened = make(chan said, 1), sync.OnceFunc(func() { close(m.opened) })
+	m.limits = &limits
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, work := errgroup.WithContext(work)
@@ -79,7 +94,7 @@ func (m *Machine) limited(ctx context.Context, limits Limits) error {
 	select {
 	case <-m.opened:
 		m.faults.Clear(limits.Reason.Code, limits.Reason.Subject)
-		m.log.Info("unlocked", "machine", m.identity.ID())
+		m.log.Info("opened", "machine", m.identity.ID())
 		return nil
 	default:
 	}
@@ -89,7 +104,8 @@ func (m *Machine) limited(ctx context.Context, limits Limits) error {
 	return err
 }
 
-func (m *Machine) bootLimits(context.Context) error {
+func (m *Machine) bootLimits(ctx context.Context) error {
+	m.group.Go(func() error { m.tryRules(ctx); return nil })
 	m.faults.Set(m.limits.Reason)
 	m.reporter.update(func(r *wire.Report) {
 		r.Phase, r.Detail, r.N = wire.Locked, m.limits.Reason.String(), m.memory.number()
@@ -98,11 +114,69 @@ func (m *Machine) bootLimits(context.Context) error {
 	return nil
 }
 
+// readRule verifies a slice, as a machine does that could keep it, and has the
+// disk tried by what it says of it.
+func (m *Machine) readRule(encoded []byte) error {
+	if m.limits.Disk == nil {
+		return errLocked
+	}
+	t, err := m.memory.look(encoded)
+	if err != nil {
+		return err
+	}
+	if t.Evicted {
+		return errEvicted
+	}
+	rule, err := t.disk()
+	if err != nil {
+		return fmt.Errorf("read what release %d says of the disk: %w", t.Tag.Payload.N, err)
+	}
+	select {
+	case <-m.limits.rules: // an older one that nobody has tried yet
+	default:
+	}
+	m.limits.rules <- said{t.Tag.Payload.N, rule} // there is room: one slice is judged at a time
+	return nil
+}
+
+// disk is what the content says of this machine's disk.
+func (t *taken) disk() (fleet.DiskRule, error) {
+	if t.ContentErr != nil {
+		return fleet.DiskRule{}, t.ContentErr
+	}
+	site, ok := t.Fleet.Site(t.site())
+	if !ok {
+		return fleet.DiskRule{}, fmt.Errorf("it does not describe site %s", t.site())
+	}
+	resolved, err := t.Fleet.Resolve(site)
+	if err != nil {
+		return fleet.DiskRule{}, err
+	}
+	return resolved.ClassOf(t.Member.Name).Disk, nil
+}
+
+// tryRules tries the disk by each rule that a release brings.
+func (m *Machine) tryRules(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-m.limits.rules:
+			err := m.limits.Disk(ctx, s.rule)
+			m.log.Warn("the disk was tried by what a release says of it", "n", s.n, "rule", s.rule, "err", err)
+			if err == nil {
+				m.limits.opened()
+				return
+			}
+			m.reporter.update(func(r *wire.Report) { r.Detail = fmt.Sprintf("by release %d: %v", s.n, err) })
+		}
+	}
+}
+
 // lock is the part of a limited machine's door that opens the disk.
 type lock struct {
 	*door
 	trying sync.Mutex
-	opened sync.Once
 }
 
 func (l *lock) routes(mux *http.ServeMux) {
@@ -142,7 +216,7 @@ func (l *lock) unlock(w http.ResponseWriter, r *http.Request) {
 	}
 	defer l.trying.Unlock()
 	select {
-	case <-l.Machine.opened:
+	case <-l.opened:
 		wire.Write(w, http.StatusNoContent, nil) // somebody was faster
 		return
 	default:
@@ -159,6 +233,6 @@ func (l *lock) unlock(w http.ResponseWriter, r *http.Request) {
 	default:
 		wire.Write(w, http.StatusNoContent, nil)
 		_ = http.NewResponseController(w).Flush() // before the door closes
-		l.opened.Do(func() { close(l.Machine.opened) })
+		l.limits.opened()
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/fleet"
+	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
@@ -57,7 +59,18 @@ func (s *safe) count() int {
 // locked starts the machine whose folders are in dir as one whose disk does not open.
 func (w *world) locked(t testing.TB, dir string) *safe {
 	t.Helper()
-	s := &safe{t: t, ended: make(chan struct{})}
+	s := &safe{t: t}
+	return s.start(dir, Limits{
+		Reason: faults.New(faults.LockedBoot, "PCR 11"),
+		Unlock: s.unlock,
+		Escrow: func() ([]byte, error) { return escrowed, nil },
+	})
+}
+
+func (s *safe) start(dir string, limits Limits) *safe {
+	t := s.t
+	t.Helper()
+	s.ended = make(chan struct{})
 	s.Machine = newMachine(Config{Folder: filepath.Join(dir, "machine"), StateDir: filepath.Join(dir, "not mounted"), Hostname: "box", Hosted: true, Log: quiet()})
 	s.config.APIPort = 0
 	up := make(chan struct{})
@@ -72,11 +85,7 @@ func (w *world) locked(t testing.TB, dir string) *safe {
 	s.stop = cancel
 	go func() {
 		defer close(s.ended)
-		s.err = s.limited(ctx, Limits{
-			Reason: faults.New(faults.LockedBoot, "PCR 11"),
-			Unlock: s.unlock,
-			Escrow: func() ([]byte, error) { return escrowed, nil },
-		})
+		s.err = s.limited(ctx, limits)
 	}()
 	t.Cleanup(func() { cancel(); <-s.ended })
 	select {
@@ -305,5 +314,118 @@ func TestLimitedNeedsASeed(t *testing.T) {
 	err := Limited(t.Context(), Config{Folder: t.TempDir(), Hosted: true, Log: quiet()}, Limits{Reason: faults.New(faults.NoDisk, "any")})
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "phase seed") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Two disks and no word on which: the machine is linked, is adopted, and its
+// release says it. What a release says is tried as soon as it is verified, kept
+// by nobody, and tried again by the next one.
+func TestToldWhichDisk(t *testing.T) {
+	w := newWorld(t, 12)
+	h := w.hub(t, t.TempDir(), "")
+	h.next()
+	dir := t.TempDir()
+	a := w.agent(t, dir, h.addr)
+	a.waitScreen("waiting to be adopted")
+	a.stop()
+	before := a.kept()
+	rules := make(chan fleet.DiskRule, 9)
+	disk := func(_ context.Context, rule fleet.DiskRule) error {
+		rules <- rule
+		if rule.Serial == "S2" {
+			return nil
+		}
+		return errors.New("several disks could be used")
+	}
+	s := (&safe{t: t}).start(dir, Limits{Reason: faults.New(faults.SeveralDisks, "vda, vdb"), Disk: disk})
+	tried := func(want fleet.DiskRule) {
+		t.Helper()
+		select {
+		case rule := <-rules:
+			if rule != want {
+				t.Errorf("tried %+v, want %+v", rule, want)
+			}
+		case <-time.After(patience):
+			t.Fatal("no rule was tried")
+		}
+	}
+	says := func(machine, site string) {
+		file := fleetgen.SiteDir(1) + "/site.yaml"
+		text, _, _ := strings.Cut(string(w.files[file]), "  machine")
+		w.files[file] = []byte(text + "  machine: {disk: " + site + "}\n  machines: [{name: m0, machine: {disk: " + machine + "}}]\n")
+	}
+	w.adopt(1, a.identity.ID())
+	says("{}", "{minSize: 10Gi}")
+	h.next()
+	tried(fleet.DiskRule{MinSize: 10 << 30})
+	h.watch("that it did not help", func(st *wire.Status) bool {
+		m := find(st, a.identity.ID())
+		return m != nil && m.State == wire.Locked && strings.Contains(m.Detail, "by release 2: several disks")
+	})
+	says("{serial: S1}", "{minSize: 10Gi, wipe: true}")
+	h.next()
+	tried(fleet.DiskRule{Serial: "S1", MinSize: 10 << 30, Wipe: true})
+	select {
+	case <-s.ended:
+		t.Fatalf("it ended: %v", s.err)
+	default:
+	}
+	a.same(before)
+	says("{serial: S2}", "{}")
+	h.next()
+	tried(fleet.DiskRule{Serial: "S2"})
+	select {
+	case <-s.ended:
+	case <-time.After(patience):
+		t.Fatal("Limited never returned")
+	}
+	if list, _ := s.faults.Now(); s.err != nil || len(list) != 0 {
+		t.Errorf("returned %v, still wrong: %v", s.err, list)
+	}
+	again := w.agent(t, a.dir, h.addr) // the boot goes on
+	again.waitRelease(4)
+	h.waitReported(a.identity.ID(), 4)
+}
+
+// A rule may have a disk erased: none is tried that no signer said to this machine.
+func TestToldByAHostileHub(t *testing.T) {
+	w := newWorld(t, 12)
+	e := newEnemy(t, w.hubKey)
+	a := w.agent(t, t.TempDir(), e.addr())
+	w.adopt(1, a.identity.ID())
+	client := link.Client((<-e.sessions).Open, 0)
+	w.release()
+	old := packed(w.slice(1))
+	w.release()
+	takes(t, w, a, client)
+	a.stop()
+	before := a.kept()
+	tries := 0 // read after Limited ended
+	s := (&safe{t: t}).start(a.dir, Limits{Reason: faults.New(faults.SeveralDisks, "vda, vdb"), Disk: func(context.Context, fleet.DiskRule) error {
+		tries++
+		return errors.New("no")
+	}})
+	client = link.Client((<-e.sessions).Open, 0)
+	thief := w.clone()
+	thief.trust(2, []string{"thief"}, "thief")
+	thief.releaseWith(nil, "thief")
+	other := w.clone()
+	other.release()
+	buried := w.clone()
+	buried.bury(1, a.identity.ID())
+	buried.release()
+	for name, body := range map[string][]byte{
+		"forged": packed(thief.slice(1)), "old": old, "another site's": packed(other.slice(2)), "garbage": []byte("garbage"), "evicted": packed(buried.slice(1)),
+	} {
+		err := put(t, client, bytes.NewReader(body), "", "")
+		if err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	a.same(before)
+	s.stop()
+	<-s.ended
+	if tries != 0 {
+		t.Errorf("%d rules were tried", tries)
 	}
 }

@@ -144,7 +144,7 @@ func (u *uplink) greet(ctx context.Context, s link.Session) error {
 	client := link.Client(s.Open, time.Second)
 	hello := wire.Hello{
 		Capability: wire.Capability, Fleet: u.seed.FleetID, Machine: u.identity.ID(),
-		Version: version.Version, Architecture: runtime.GOARCH, Locked: u.limits != nil,
+		Version: version.Version, Architecture: runtime.GOARCH, Locked: u.limits != nil && u.limits.Disk == nil,
 	}
 	if !u.config.Hosted {
 		hello.Addresses = lanAddresses()
@@ -267,6 +267,12 @@ func (u *uplink) judgeSlice(body, dictionary []byte) error {
 	u.judging <- struct{}{}
 	defer func() { <-u.judging }()
 	encoded, err := release.Decompress(body, dictionary, release.DefaultLimits().Slice)
+	if err == nil && u.limits != nil {
+		if err = u.readRule(encoded); err == nil {
+			u.fault(nil, faults.ReleaseRefused)
+			return nil
+		}
+	}
 	if err == nil {
 		var t *taken
 		if t, err = u.memory.take(encoded); err == nil {

@@ -22,7 +22,7 @@ type Hello struct {
 	Architecture string          `json:"architecture,omitempty"` // as Go names it
 	Addresses    []netip.Addr    `json:"addresses,omitempty"`    // on its LAN, for people
 	Seq          uint64          `json:"seq,omitempty"`          // of its last report
-	Locked       bool            `json:"locked,omitempty"`       // it can keep no slice, so it is to be offered none
+	Locked       bool            `json:"locked,omitempty"`       // it can keep no slice and wants to read none, so it is to be offered none
 }
 
 // Validate checks what a stranger sent.
