@@ -74,6 +74,38 @@ func openFolder(dir string, disk rim) (Box, error) {
 	return f, nil
 }
 
+// OpenFolderFrom is OpenFolder for a box whose place was not there before, and for
+// which the one in standIn stood in: the machine may have been adopted by its key.
+// A box that is in dir already stays what it is. Without a standIn it is OpenFolder.
+func OpenFolderFrom(standIn, dir string) (Box, error) { return openFolderFrom(standIn, dir, onDisk) }
+
+// The identity comes last: until it is there, nothing in dir is a box.
+func openFolderFrom(standIn, dir string, disk rim) (Box, error) {
+	if _, err := os.Lstat(filepath.Join(dir, identityFile)); !errors.Is(err, fs.ErrNotExist) {
+		return openFolder(dir, disk)
+	}
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	notes, err := filepath.Glob(filepath.Join(standIn, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range append(notes, filepath.Join(standIn, recipientFile), filepath.Join(standIn, identityFile)) {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = disk.write(filepath.Join(dir, filepath.Base(path)), data, 0o600)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("keep the box that stood in: %w", err)
+		}
+	}
+	return openFolder(dir, disk)
+}
+
 func (f *folder) loadRecipient() (*age.X25519Identity, error) {
 	path := filepath.Join(f.dir, recipientFile)
 	text, err := os.ReadFile(path)

@@ -79,6 +79,50 @@ func TestFolderOfAnEarlierVersion(t *testing.T) {
 	}
 }
 
+// A machine that had no disk keeps its name once it has one, whenever the power
+// goes meanwhile; one that comes back to its own disk keeps that one's.
+func TestFolderFromAStandIn(t *testing.T) {
+	standIn := filepath.Join(t.TempDir(), "run")
+	if err := mustOpen(t, standIn).WriteNote("anchor.json", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	name := func(b Box) string {
+		note, _ := b.ReadNote("anchor.json")
+		return fmt.Sprint(b.Signer().Public(), b.Recipient(), string(note))
+	}
+	want := name(mustOpen(t, standIn))
+	errCut := errors.New("the power is gone")
+	for cuts := 0; ; cuts++ {
+		dir, left := filepath.Join(t.TempDir(), "box"), cuts
+		cutting := onDisk
+		cutting.write = func(path string, data []byte, perm fs.FileMode) error {
+			if left--; left < 0 {
+				return errCut
+			}
+			return onDisk.write(path, data, perm)
+		}
+		b, err := openFolderFrom(standIn, dir, cutting)
+		if err == nil && cuts < 3 || err != nil && !errors.Is(err, errCut) {
+			t.Fatalf("cut %d: %v", cuts, err)
+		}
+		again, failed := OpenFolderFrom(standIn, dir)
+		if failed != nil || name(again) != want || err == nil && name(b) != want {
+			t.Fatalf("cut %d: another box, %v", cuts, failed)
+		}
+		if err == nil {
+			break
+		}
+	}
+	own := t.TempDir()
+	want = name(mustOpen(t, own))
+	if b, err := OpenFolderFrom(standIn, own); err != nil || name(b) != want {
+		t.Errorf("the disk's own box was replaced, %v", err)
+	}
+	if b, err := OpenFolderFrom(filepath.Join(standIn, "none"), filepath.Join(t.TempDir(), "x")); err != nil || b.Protection() != ProtectionNone {
+		t.Errorf("without a stand-in: %v", err)
+	}
+}
+
 func TestErrDamagedKeys(t *testing.T) {
 	for _, name := range []string{"identity.key", "recipient.key"} {
 		for what, text := range map[string]string{"empty": "", "garbage": "AGE-SECRET-KEY-1AAAA"} {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/internal/netns"
 	"github.com/holdfast-edge/holdfast/internal/spawn"
 	"github.com/holdfast-edge/holdfast/machine"
@@ -48,10 +49,11 @@ type metal struct {
 
 	public  string // folder for what is no secret and outlives STATE
 	tpm     *tpm.TPM
-	box     box.Box                     // nil until there is a place for one
-	disks   *disks.Disks                // nil while they are not open
-	limits  *machine.Limits             // why the machine cannot run, if it cannot
-	reopen  func(context.Context) error // tries the disk again; nil where that is no use
+	box     box.Box                                      // nil until there is a place for one
+	disks   *disks.Disks                                 // nil while they are not open
+	limits  *machine.Limits                              // why the machine cannot run, if it cannot
+	reopen  func(context.Context, *fleet.DiskRule) error // tries the disk again, by another rule; nil where that is no use
+	asks    bool                                         // a release may say which disk
 	clock   *clock.Clock
 	network *network.Manager
 

@@ -122,6 +122,13 @@ func (m *metal) limit(err error, f faults.Fault) error {
 	return nil
 }
 
+// blame says why the machine is limited now, in place of what was said before.
+func (m *metal) blame(f faults.Fault) {
+	m.faults.Clear(m.limits.Reason.Code, m.limits.Reason.Subject)
+	m.faults.Set(f)
+	m.limits.Reason = f
+}
+
 // profile is what of the OS image's profile concerns the machine.
 type profile struct {
 	StateSize   int64          `json:"stateSize"`
@@ -160,13 +167,18 @@ func (m *metal) bootDisks(ctx context.Context) error {
 	if err := m.limit(err, diskFault(err, m.booted.Disk)); err != nil {
 		return err
 	}
-	m.reopen = func(ctx context.Context) error {
+	m.reopen = func(ctx context.Context, rule *fleet.DiskRule) error {
+		if rule != nil { // of a release: it outranks the OS image's from here on
+			options.Rule = disks.Rule(*rule)
+		}
 		opened, err := disks.Open(ctx, options)
 		if err != nil {
+			m.blame(diskFault(err, m.booted.Disk))
 			return err
 		}
 		return m.settle(opened)
 	}
+	m.asks = errors.Is(err, disks.ErrNoDisk) || errors.Is(err, disks.ErrSeveral) || errors.Is(err, disks.ErrForeign)
 	var locked *disks.LockedError
 	if errors.As(err, &locked) {
 		m.limits.Unlock = func(ctx context.Context, key []byte) error { return m.unlock(ctx, options, key) }
@@ -183,8 +195,8 @@ const reopenEvery = time.Minute
 // errReopened ends a limited machine whose disk opened after all.
 var errReopened = errors.New("the disk opened")
 
-// runLimited runs the machine until its disk is open: somebody unlocked it, or it
-// opened by itself. A TPM that did not answer, or a disk that was plugged in late,
+// runLimited runs the machine until its disk is open: somebody unlocked it, its
+// release said which one it is, or it opened by itself. A TPM that did not answer, or a disk that was plugged in late,
 // is to need nobody.
 func (m *metal) runLimited(ctx context.Context) error {
 	if m.reopen == nil {
@@ -192,7 +204,7 @@ func (m *metal) runLimited(ctx context.Context) error {
 	}
 	limited, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var opening sync.Mutex // one at a time: people and ourselves
+	var opening sync.Mutex // one at a time: people, releases and ourselves
 	limits := *m.limits
 	if unlock := limits.Unlock; unlock != nil {
 		limits.Unlock = func(ctx context.Context, key []byte) error {
@@ -204,13 +216,16 @@ func (m *metal) runLimited(ctx context.Context) error {
 			return unlock(ctx, key)
 		}
 	}
-	try := func() error {
+	try := func(ctx context.Context, rule *fleet.DiskRule) error {
 		opening.Lock()
 		defer opening.Unlock()
 		if m.disks != nil {
 			return nil
 		}
-		return m.reopen(limited)
+		return m.reopen(ctx, rule)
+	}
+	if m.asks {
+		limits.Disk = func(ctx context.Context, rule fleet.DiskRule) error { return try(ctx, &rule) }
 	}
 	tried := make(chan struct{})
 	go func() {
@@ -222,7 +237,7 @@ func (m *metal) runLimited(ctx context.Context) error {
 				return
 			case <-tick.C:
 			}
-			if err := try(); err != nil {
+			if err := try(limited, nil); err != nil {
 				m.log.Warn("the disk stays shut", "err", err)
 				continue
 			}
@@ -310,12 +325,15 @@ func (m *metal) settle(d *disks.Disks) error {
 	if err := keepMachineID(); err != nil {
 		return err
 	}
-	if m.box == nil { // no TPM: the key is as safe as the disk
-		b, err := box.OpenFolder(stateDir + "/box")
+	if m.tpm == nil { // the key is as safe as the disk
+		b, err := box.OpenFolderFrom(runDir+"/box", stateDir+"/box")
 		if err != nil {
 			return err
 		}
 		m.box = b
+	}
+	if m.limits != nil {
+		m.faults.Clear(m.limits.Reason.Code, m.limits.Reason.Subject)
 	}
 	if m.box.Protection() == box.ProtectionNone {
 		m.faults.Set(faults.New(faults.Unprotected))
