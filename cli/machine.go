@@ -149,7 +149,29 @@ func (e *env) runMachineStatus(ctx context.Context, name string, o machineOption
 		e.printf("    %-7s %s\n", map[bool]string{true: "note", false: "fault"}[c.OK], conditionText(c))
 	}
 	writeTimings(e.out, s.Timings)
+	writeMemory(e.out, s.Memory)
 	return nil
+}
+
+// writeMemory is a table of who uses a machine's memory, in MiB.
+func writeMemory(w io.Writer, m *wire.Memory) {
+	if m == nil {
+		return
+	}
+	const mib = 1 << 20
+	swap := ""
+	if m.Swap > 0 {
+		swap = fmt.Sprintf("; %d of %d MiB swapped out, into %d MiB", m.Swapped/mib, m.Swap/mib, m.Compressed/mib)
+	}
+	fmt.Fprintf(w, "    memory: %d MiB, %d available, the kernel's own %d%s\n", m.Total/mib, m.Available/mib, m.Kernel/mib, swap)
+	fmt.Fprintf(w, "    %9s %9s %9s\n", "own data", "files", "swapped")
+	for _, p := range m.Programs {
+		times := ""
+		if p.Processes > 1 {
+			times = fmt.Sprintf(" (%d processes)", p.Processes)
+		}
+		fmt.Fprintf(w, "    %5.1f MiB %5.1f MiB %5.1f MiB  %s%s\n", float64(p.Anonymous)/mib, float64(p.Files)/mib, float64(p.Swapped)/mib, wire.Clean(p.Name), times)
+	}
 }
 
 func (e *env) machineUnlock() *cobra.Command {

@@ -245,6 +245,8 @@ type machineStatus struct {
 	Report  wire.Report `json:"report"`
 	Timings []timing    `json:"timings"`
 	Up      string      `json:"up"`
+
+	Memory *wire.Memory `json:"memory,omitempty"`
 }
 
 type timing struct {

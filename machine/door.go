@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/usage"
 )
 
 // Lifetimes of an operator's client certificate. What it may do ends earlier,
@@ -181,11 +182,17 @@ type Status struct {
 	Report  wire.Report `json:"report"`
 	Timings []Timing    `json:"timings"`
 	Up      string      `json:"up"`
+	// Memory is who uses it. Of a hosted machine the sums are its host's. Nil where the kernel does not tell.
+	Memory *wire.Memory `json:"memory,omitempty"`
 }
 
 func (d *door) status(w http.ResponseWriter, _ *http.Request) {
 	report, _ := d.reporter.now()
-	wire.Write(w, http.StatusOK, Status{Report: report, Timings: d.reporter.phases(), Up: ago(d.started)})
+	s := Status{Report: report, Timings: d.reporter.phases(), Up: ago(d.started)}
+	if m, err := usage.Read("/proc", "/sys"); err == nil {
+		s.Memory = &m
+	}
+	wire.Write(w, http.StatusOK, s)
 }
 
 // CredentialRequest asks for a client certificate of the site's cluster
