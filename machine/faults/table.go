@@ -27,7 +27,8 @@ type Entry struct {
 }
 
 // The codes, by what they concern: 0x disks, 1x network, 2x time and trust,
-// 3x and E40 to E44 the OS, from E45 Kubernetes, 5x hardware. A code that is out of use is not given
+// 3x and E40 to E44 the OS, from E45 Kubernetes, 5x hardware, 6x a boot that
+// stopped, by its phase. A code that is out of use is not given
 // to anything else.
 const (
 	NoDisk       Code = "E01" // what was looked for
@@ -78,6 +79,18 @@ const (
 
 	MemoryShort Code = "E55" // has, needs
 	NoModule    Code = "E56" // module, error
+
+	BootMounts   Code = "E60" // error; so are all that follow
+	BootWatchdog Code = "E61"
+	BootSettings Code = "E62"
+	BootScreen   Code = "E63"
+	BootDevices  Code = "E64"
+	BootButton   Code = "E65"
+	BootESP      Code = "E66"
+	BootClock    Code = "E67"
+	BootDisks    Code = "E68"
+	BootNetwork  Code = "E69"
+	BootModules  Code = "E70"
 )
 
 var table = []Entry{
@@ -193,9 +206,9 @@ var table = []Entry{
 		"Before a planned restart the disk's key is sealed to what will boot next, and tested. That failed, so the restart is not made.",
 		"holdfast status --direct says more."},
 
-	{BootFailed, "boot stopped", "the boot stopped at %s: %s", false, Wrong,
-		"A step that the machine cannot do without failed. It restarts and tries again; an OS on trial falls back to the one before by itself.",
-		"Read the sentence: it names what failed. If it stays, show the screen to whoever made the OS image."},
+	{BootFailed, "machine stopped", "the machine stopped at %s: %s", false, Wrong,
+		"A step that the machine cannot do without failed after its disk and network were there. " + again,
+		"Read the sentence: it names what failed, a file on STATE for one. " + show},
 	{EtcdDamaged, "etcd damaged", "the cluster's data is damaged: %s", false, Wrong,
 		"etcd does not start on its data. It was moved aside, not deleted; where another machine of the site has the data, it is fetched from there.",
 		"On a site of one machine: holdfast release again re-creates what the release says; what only the cluster knew is in the last backup."},
@@ -215,7 +228,47 @@ var table = []Entry{
 	{NoModule, "driver missing", "kernel module %s: %s", true, Wrong,
 		"A module that the profile names, or that a device asks for, did not load.",
 		"Add it to the drivers in the profile of the OS image; without it the device does not work."},
+
+	{BootMounts, "boot: mounts", "the boot stopped, no file systems of the kernel: %s", false, Wrong,
+		"What the kernel shows as files (/proc, /sys, control groups), or the machine's own folders in memory, could not be mounted. " + again,
+		"The kernel of the OS image lacks something, or memory is broken. " + show},
+	{BootWatchdog, "boot: drivers unreadable", "the boot stopped, drivers or watchdog: %s", false, Wrong,
+		"The list of drivers in the OS image is not readable, or the watchdog refuses its settings. " + again,
+		"Boot another version of the OS image; if that helps, this one was built wrongly. " + show},
+	{BootSettings, "boot: settings", "the boot stopped, a setting of the kernel: %s", false, Wrong,
+		"The kernel refused one of the settings that harden it. The machine does not run without them. " + again,
+		"Kernel and machined are of different versions: build the OS image anew. " + show},
+	{BootScreen, "boot: screen", "the boot stopped, the screen: %s", false, Wrong,
+		"The console could not be used at all. " + again,
+		"Take the screen's adapter out, or another one. " + show},
+	{BootDevices, "boot: devices", "the boot stopped, devices are not heard of: %s", false, Wrong,
+		"The kernel does not tell which devices are there, so none would get its driver. " + again,
+		"Cut the power, wait a minute and start again. " + show},
+	{BootButton, "boot: power button", "the boot stopped, the power button: %s", false, Wrong,
+		"The power button could not be listened to. " + again,
+		"Cut the power, wait a minute and start again. " + show},
+	{BootESP, "boot: boot partition", "the boot stopped, the boot partition: %s", false, Wrong,
+		"The driver for the boot partition's file system (vfat) did not load, or memory has no room for the folder that stands in for it. " + again,
+		"Boot another version of the OS image, from a stick for one. " + show},
+	{BootClock, "boot: clock", "the boot stopped, the clock: %s", false, Wrong,
+		"The OS image does not say when it was built, or the kernel's clock takes no time. " + again,
+		"Build the OS image anew. " + show},
+	{BootDisks, "boot: disks", "the boot stopped, the disks: %s", false, Wrong,
+		"The OS image's own profile or command line is not readable, or an OS on trial found its disk locked, gone or damaged; the OS before may still open it. " + again,
+		"If the machine comes back with the OS before: holdfast status --direct says why this one did not. " + show},
+	{BootNetwork, "boot: network", "the boot stopped, the network: %s", false, Wrong,
+		"The kernel does not let ports be configured. A port without a cable or an address is no such fault. " + again,
+		"Boot another version of the OS image. " + show},
+	{BootModules, "boot: drivers", "the boot stopped, the rest of the drivers: %s", false, Wrong,
+		"The kernel could not be told how to load drivers later. One driver that does not load is no such fault. " + again,
+		"Boot another version of the OS image. " + show},
 }
+
+// What is the same of every boot that stopped.
+const (
+	again = "The machine restarts and tries again; an OS on trial falls back to the one before by itself."
+	show  = "If it stays, show the screen to whoever made the OS image."
+)
 
 // Lookup finds the entry of a code.
 func Lookup(code Code) (Entry, bool) {

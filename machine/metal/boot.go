@@ -60,26 +60,28 @@ type metal struct {
 	background sync.WaitGroup // ends with ctx
 }
 
-// phase is a line of the boot table. An error ends the boot.
+// phase is a line of the boot table. An error ends the boot; it is shown with the
+// phase's code, unless it brings its own.
 type phase struct {
 	name string
 	do   func(*metal, context.Context) error
+	code faults.Code // its sentence takes the error
 }
 
 // phases in their order.
 var phases = []phase{
-	{"mounts", (*metal).bootMounts},
-	{"watchdog", (*metal).bootWatchdog},
-	{"settings", (*metal).bootSettings},
-	{"screen", (*metal).bootScreen},
-	{"devices", (*metal).bootDevices},
-	{"button", (*metal).bootButton},
-	{"esp", (*metal).bootESP},
-	{"clock", (*metal).bootClock},
-	{"tpm", (*metal).bootTPM},
-	{"disks", (*metal).bootDisks},
-	{"network", (*metal).bootNetwork},
-	{"modules", (*metal).bootModules},
+	{"mounts", (*metal).bootMounts, faults.BootMounts},
+	{"watchdog", (*metal).bootWatchdog, faults.BootWatchdog},
+	{"settings", (*metal).bootSettings, faults.BootSettings},
+	{"screen", (*metal).bootScreen, faults.BootScreen},
+	{"devices", (*metal).bootDevices, faults.BootDevices},
+	{"button", (*metal).bootButton, faults.BootButton},
+	{"esp", (*metal).bootESP, faults.BootESP},
+	{"clock", (*metal).bootClock, faults.BootClock},
+	{"tpm", (*metal).bootTPM, faults.NoTPM},
+	{"disks", (*metal).bootDisks, faults.BootDisks},
+	{"network", (*metal).bootNetwork, faults.BootNetwork},
+	{"modules", (*metal).bootModules, faults.BootModules},
 }
 
 // IsMetal tells whether this process is process 1 of an OS image.
@@ -125,7 +127,7 @@ func (m *metal) boot(ctx context.Context) error {
 	for _, p := range phases {
 		began := sinceKernel()
 		if err := p.do(m, ctx); err != nil {
-			return fmt.Errorf("boot phase %s: %w", p.name, err)
+			return failed(faults.New(p.code, err), fmt.Errorf("boot phase %s: %w", p.name, err))
 		}
 		took := (sinceKernel() - began).Milliseconds()
 		m.booted.Phases = append(m.booted.Phases, osimage.Phase{Name: p.name, MS: took})
@@ -274,12 +276,13 @@ func (m *metal) run(ctx context.Context) error {
 	if err := m.standIn(); err != nil {
 		return err
 	}
-	if err := update.CheckFloor(m.box, osRelease("IMAGE_VERSION")); errors.Is(err, update.ErrFloor) {
-		if err := m.limit(err, faults.New(faults.OSTooOld, osRelease("IMAGE_VERSION"), err)); err != nil {
+	var low *update.FloorError
+	if err := update.CheckFloor(m.box, osRelease("IMAGE_VERSION")); errors.As(err, &low) {
+		if err := m.limit(err, faults.New(faults.OSTooOld, low.Version, low.Floor)); err != nil {
 			return err
 		}
 	} else if err != nil {
-		return err
+		return failed(faults.New(faults.BootFailed, "the version floor", err), err)
 	}
 	if m.limits != nil {
 		if err := m.runLimited(ctx); err != nil {
@@ -297,7 +300,33 @@ func (m *metal) ended(ctx context.Context, err error) error {
 	if err == nil {
 		err = errors.New("it ended by itself")
 	}
-	return fmt.Errorf("run the machine: %w", err)
+	return failed(runFault(err), fmt.Errorf("run the machine: %w", err))
+}
+
+// failure is what ends a boot or a run, with what people look up.
+type failure struct {
+	fault faults.Fault
+	error
+}
+
+func (f *failure) Unwrap() error { return f.error }
+
+// failed adds the fault that err is, unless something closer to it has said one.
+func failed(f faults.Fault, err error) error {
+	var closer *failure
+	if errors.As(err, &closer) {
+		f = closer.fault
+	}
+	return &failure{f, err}
+}
+
+// runFault is the fault of a machine that ended: its boot table is in words of the same form.
+func runFault(err error) faults.Fault {
+	if rest, ok := strings.CutPrefix(err.Error(), "boot phase "); ok {
+		phase, why, _ := strings.Cut(rest, ": ")
+		return faults.New(faults.BootFailed, phase, why)
+	}
+	return faults.New(faults.BootFailed, "work", err)
 }
 
 // config is what the machine is told of where it is.

@@ -29,6 +29,9 @@ func TestPhasesAreATable(t *testing.T) {
 		if p.name == "" || p.do == nil || slices.Contains(names, p.name) {
 			t.Errorf("phase %q", p.name)
 		}
+		if e, ok := faults.Lookup(p.code); !ok || e.Subject || strings.Count(e.Sentence, "%s") != 1 {
+			t.Errorf("phase %s: code %q has no sentence for an error", p.name, p.code)
+		}
 		names = append(names, p.name)
 	}
 	for _, order := range [][2]string{
@@ -37,6 +40,28 @@ func TestPhasesAreATable(t *testing.T) {
 	} {
 		if a, b := slices.Index(names, order[0]), slices.Index(names, order[1]); a < 0 || a > b {
 			t.Errorf("%s must come before %s: %v", order[0], order[1], names)
+		}
+	}
+}
+
+// TestLastPicture: who stands before a machine that does not boot has a code to look up.
+func TestLastPicture(t *testing.T) {
+	bad := errors.New("EROFS said no")
+	limit := failed(faults.New(faults.OSTooOld, "1.2.0", "1.3.0"), bad)
+	for _, c := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"a phase", failed(faults.New(faults.BootClock, bad), fmt.Errorf("boot phase clock: %w", bad)), "E67 the boot stopped, the clock: EROFS said no"},
+		{"a limit on trial", failed(faults.New(faults.BootDisks, limit), fmt.Errorf("boot phase disks: %w", limit)), "E37 OS version 1.2.0 is below the floor 1.3.0 of this machine"},
+		{"machine.Run's table", failed(runFault(fmt.Errorf("boot phase memory: %w", bad)), bad), "E44 the machine stopped at memory: EROFS said no"},
+		{"machine.Run", failed(runFault(bad), bad), "E44 the machine stopped at work: EROFS said no"},
+		{"no code", bad, "EROFS said no"},
+	} {
+		want := "Holdfast\n\n  fault     " + c.want + "\n            the machine reboots in 57 seconds\n"
+		if got := lastPicture(c.err, 57*time.Second); got != want || !errors.Is(c.err, bad) {
+			t.Errorf("%s: got %q, want %q", c.name, got, want)
 		}
 	}
 }

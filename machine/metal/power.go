@@ -63,19 +63,32 @@ func lingerFor(sinceKernel time.Duration) time.Duration {
 	return max(standing, shortest-sinceKernel)
 }
 
-// despair says what ended the boot or the run, waits and asks for a reboot.
+// despair says what ended the boot or the run, waits and asks for a reboot. The
+// log has the whole error; the screen the code, and a sentence that fits.
 func (m *metal) despair(err error) {
 	wait := lingerFor(sinceKernel())
-	text := fmt.Sprintf("%v; the machine reboots in %d seconds", err, int(wait.Seconds()))
-	m.ring.say(levelError, text)
+	m.ring.say(levelError, err.Error())
+	picture := lastPicture(err, wait)
 	if m.screen != nil {
-		fmt.Fprintf(m.screen, "Holdfast\n\n  fault     %s\n", text)
+		m.screen.Write([]byte(picture))
+	} else {
+		m.ring.notices().Write([]byte(picture))
 	}
 	select {
 	case <-m.power.asked:
 	case <-time.After(wait):
 	}
 	m.power.request(reboot, "it failed")
+}
+
+// lastPicture is what a machine shows that cannot go on.
+func lastPicture(err error, wait time.Duration) string {
+	text := err.Error()
+	var f *failure
+	if errors.As(err, &f) {
+		text = f.fault.String()
+	}
+	return fmt.Sprintf("Holdfast\n\n  fault     %s\n            the machine reboots in %d seconds\n", text, int(wait.Seconds()))
 }
 
 // grace is how long processes that machine.Run left have between the two signals;

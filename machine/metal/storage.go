@@ -115,7 +115,7 @@ func (m *metal) bootTPM(context.Context) error {
 // old slot may do better, and goes back by itself.
 func (m *metal) limit(err error, f faults.Fault) error {
 	if m.counted() {
-		return err
+		return failed(f, err)
 	}
 	m.faults.Set(f)
 	m.limits = &machine.Limits{Reason: f}

@@ -304,7 +304,8 @@ func TestUpdateOnFiles(t *testing.T) {
 	if want := "b holdfast-b.new"; len(sealed) == 0 || sealed[0] != want {
 		t.Errorf("sealed to %q, first want %q", sealed, want)
 	}
-	if err := CheckFloor(notes, "0.9"); !errors.Is(err, ErrFloor) {
+	var low *FloorError
+	if err := CheckFloor(notes, "0.9"); !errors.Is(err, ErrFloor) || !errors.As(err, &low) || *low != (FloorError{"0.9", "1.0"}) {
 		t.Errorf("an OS below the floor: %v", err)
 	}
 }

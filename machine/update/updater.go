@@ -120,7 +120,15 @@ type Refusal struct {
 // ErrFloor: an OS is older than this machine may run.
 var ErrFloor = errors.New("older than the oldest OS that this machine may run")
 
-// CheckFloor refuses a version below the floor that the notes hold.
+// FloorError says how far below. It is an ErrFloor.
+type FloorError struct{ Version, Floor string }
+
+func (e *FloorError) Error() string {
+	return fmt.Sprintf("OS %s: %v, which is %s", e.Version, ErrFloor, e.Floor)
+}
+func (e *FloorError) Unwrap() error { return ErrFloor }
+
+// CheckFloor refuses a version below the floor that the notes hold, with a FloorError.
 func CheckFloor(notes Notes, version string) error {
 	n, err := readNote(notes)
 	if err != nil {
@@ -131,7 +139,7 @@ func CheckFloor(notes Notes, version string) error {
 
 func (n note) allows(version string) error {
 	if n.Floor != "" && slots.CompareVersions(version, n.Floor) < 0 {
-		return fmt.Errorf("OS %s: %w, which is %s", version, ErrFloor, n.Floor)
+		return &FloorError{version, n.Floor}
 	}
 	return nil
 }
