@@ -17,6 +17,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,6 +49,9 @@ The drills:
 	for _, k := range drill.Kinds() {
 		names = append(names, k.Name)
 		long += fmt.Sprintf("  %-8s %s\n", k.Name, k.Short)
+		if len(k.Ways) > 0 {
+			long += fmt.Sprintf("           --only %s\n", strings.Join(k.Ways, "|"))
+		}
 	}
 	long += `
 They write a ConfigMap holdfast-drill to the site, and the drill power commits and releases
@@ -74,6 +78,9 @@ changes of the site's greeting: work in a clone of your real fleet repo, as with
 			if !known {
 				return &Error{Err: fmt.Errorf("no drill %q", a[0]), Hint: "there are " + strings.Join(names, ", "), Code: CodeUsage}
 			}
+			if ways := drill.Ways(a[0]); o.Only != "" && !slices.Contains(ways, o.Only) {
+				return &Error{Err: fmt.Errorf("drill %s has no part %q", a[0], o.Only), Hint: "holdfast help drill lists the parts of each", Code: CodeUsage}
+			}
 			return e.runDrill(c.Context(), a, o)
 		},
 	}
@@ -82,7 +89,7 @@ changes of the site's greeting: work in a clone of your real fleet repo, as with
 	flags.Uint64Var(&o.Seed, "seed", 0, "brings the random choices of a drill back; 0: by the clock")
 	flags.IntVar(&o.Cuts, "cuts", 4, "power: how often the power is cut")
 	flags.BoolVar(&o.Install, "install", false, "power: also cut while a blank disk is filled, for what the site has written is lost")
-	flags.StringVar(&o.Only, "only", "", "bad-os: one way of being bad (panic, hang, kubelet, network, cold or late); default: all")
+	flags.StringVar(&o.Only, "only", "", "power, bad-os, upgrade: one part of it, of those listed above; default: all")
 	flags.Uint16Var(&o.Port, "port", 30080, "where an app answers on the machine's LAN; 0: ask none")
 	flags.DurationVar(&o.Patience, "patience", 15*time.Minute, "how long the machine may take for anything")
 	flags.StringVar(&e.key, "key", "", "SSH key of a signer and operator")
@@ -112,8 +119,11 @@ func (e *env) runDrill(ctx context.Context, a []string, o drillOptions) error {
 		return err
 	}
 	o.Lab, o.Machine, o.Site = l, m.Key(), &drillSite{e: e, lab: l, machine: *m}
-	if o.Saboteur, err = beside("saboteur"); err != nil && a[0] == "bad-os" {
+	if o.Saboteur, err = beside("saboteur"); err != nil && (a[0] == "bad-os" || a[0] == "upgrade") {
 		return hint(err, "make saboteur")
+	}
+	if o.Next, err = beside(filepath.Join("system-next", "kube")); err != nil && a[0] == "upgrade" {
+		return hint(err, "make system-next")
 	}
 	if e.output != "json" {
 		o.Began = func(did string) { e.printf("%s ...\n", did) }
@@ -191,6 +201,10 @@ func (s *drillSite) Ask(ctx context.Context) (wire.Report, error) {
 	}
 	defer c.Close()
 	return answer.Report, c.Call(ctx, http.MethodGet, "/v1/status", nil, &answer)
+}
+
+func (s *drillSite) Unlock(ctx context.Context) error {
+	return s.e.runUnlock(ctx, s.machine.Site+"/"+s.machine.Name, machineOptions{})
 }
 
 // API gets a credential as holdfast kubeconfig does.
@@ -323,10 +337,25 @@ func (s *drillSite) BuildOS(ctx context.Context, version, from string, change fu
 	return made, nil
 }
 
+// timingLine is how long a trial takes, as a drill writes it.
+var timingLine = regexp.MustCompile(`(?m)^    update: \{deadline: .*\}$`)
+
+// timed puts that into the text of a site.yaml, unless it says something of its machines itself.
+func timed(text string, t drill.Timing) string {
+	line := fmt.Sprintf("    update: {deadline: %s, soak: %s}", t.Deadline, t.Soak)
+	switch {
+	case timingLine.MatchString(text):
+		return timingLine.ReplaceAllString(text, line)
+	case strings.Contains(text, "\n  machine:"):
+		return text
+	}
+	return strings.TrimRight(text, "\n") + "\n  machine:\n" + line + "\n"
+}
+
 // osLine is the OS version of a ring, or the comment in its place.
 var osLine = regexp.MustCompile(`(?m)^  (# )?os:.*$`)
 
-func (s *drillSite) ReleaseOS(ctx context.Context, o *drill.OSBuild, soak time.Duration) (uint64, error) {
+func (s *drillSite) ReleaseOS(ctx context.Context, o *drill.OSBuild, t drill.Timing) (uint64, error) {
 	m, err := s.member(ctx)
 	if err != nil {
 		return 0, err
@@ -365,10 +394,7 @@ func (s *drillSite) ReleaseOS(ctx context.Context, o *drill.OSBuild, soak time.D
 		return 0, err
 	}
 	err = edit(path.Join(m.site.Dir, "site.yaml"), func(text string) string {
-		if strings.Contains(text, "\n  machine:") {
-			return text
-		}
-		return strings.TrimRight(text, "\n") + fmt.Sprintf("\n  machine:\n    update: {deadline: 20m, soak: %s}\n", soak)
+		return timed(text, t)
 	})
 	if err != nil {
 		return 0, err

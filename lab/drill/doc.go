@@ -3,8 +3,9 @@
 // the time, steals the disk, flips bytes. Each step tells what was done, what was
 // expected, what was seen, how long that took and what was lost. It promises that a
 // broken promise is an error, that a seed brings the same choices back, and that
-// the machine is left as it was found, also when a drill is interrupted. It leaves
-// out starting the lab, and how the site is reached: who calls gives that.
+// the machine is left as it was found, also when a drill is interrupted, but for
+// the OS and the Kubernetes that it was brought to. It leaves out starting the lab,
+// and how the site is reached: who calls gives that.
 package drill
 
 import (
@@ -24,6 +25,8 @@ type Site interface {
 	Status(ctx context.Context) (wire.MachineStatus, uint64, error)
 	// Ask asks the machine itself, end to end: nobody answers without its identity key.
 	Ask(ctx context.Context) (wire.Report, error)
+	// Unlock opens the machine's disk with the fleet's recovery key, through the hub.
+	Unlock(ctx context.Context) error
 	// API is the way to the site's Kubernetes for a person, judged by the clock now.
 	API(ctx context.Context, now func() time.Time) (*API, error)
 	// Change changes what the fleet repo tells the site's app, commits, releases,
@@ -35,8 +38,12 @@ type Site interface {
 	BuildOS(ctx context.Context, version, from string, change func(*build.Options) error) (*OSBuild, error)
 	// ReleaseOS brings the version to the hubs, makes it the one of the machine's
 	// ring, and releases. One without a folder is known already.
-	ReleaseOS(ctx context.Context, o *OSBuild, soak time.Duration) (n uint64, err error)
+	ReleaseOS(ctx context.Context, o *OSBuild, t Timing) (n uint64, err error)
 }
+
+// Timing is how long each boot of an OS on trial may take to become healthy, and
+// how long it must then stay so.
+type Timing struct{ Deadline, Soak time.Duration }
 
 // OSBuild is a version of the OS.
 type OSBuild struct {
@@ -97,18 +104,37 @@ func broken(format string, a ...any) error {
 }
 
 // Kind is a drill that there is.
-type Kind struct{ Name, Short string }
+type Kind struct {
+	Name, Short string
+	Ways        []string // what it can do alone
+}
 
-// Kinds lists the drills in the order in which all of them are best done.
+// Kinds lists the drills in the order in which all of them are best done: the last
+// one is for good.
 func Kinds() []Kind {
 	return []Kind{
-		{"power", "cut the power at random instants of boot, work, idle and a release, and of the install"},
-		{"tamper", "flip one byte of the root, of the boot image and of the boot loader"},
-		{"theft", "start the disk in a box with another TPM, and look at what a thief reads"},
-		{"clock", "start the machine in 1970, and ten years from now"},
-		{"rollback", "put an old OS version in, signed as it should be"},
-		{"update", "release a good next OS, and watch it being fetched, tried and kept"},
-		{"bad-os", "release OS versions that panic, hang, or break later, and watch the way back"},
-		{"disk", "put a blank disk in, and let the machine refill itself"},
+		{"power", "cut the power at random instants of boot, work, idle, a release, an update, and of the install",
+			[]string{"boot", "work", "idle", "release", "update", "write", "trial", "bless"}},
+		{"tamper", "flip one byte of the root, of the boot image and of the boot loader", nil},
+		{"theft", "start the disk in a box with another TPM, and look at what a thief reads", nil},
+		{"unlock", "shut the disk to its TPM, and open it with the recovery key through the hub", nil},
+		{"clock", "start the machine in 1970, and ten years from now", nil},
+		{"rollback", "put an old OS version in, signed as it should be", nil},
+		{"update", "release a good next OS, and watch it being fetched, tried and kept", nil},
+		{"bad-os", "release OS versions that panic, hang, or break later, and watch the way back",
+			[]string{"panic", "hang", "kubelet", "network", "cold", "late"}},
+		{"disk", "put a blank disk in, and let the machine refill itself", nil},
+		{"upgrade", "go to the next minor of Kubernetes, forced back at five instants before: for good",
+			[]string{"panic", "etcd", "api", "soon", "blessing", "kept"}},
 	}
+}
+
+// Ways are what a drill can do alone.
+func Ways(name string) []string {
+	for _, k := range Kinds() {
+		if k.Name == name {
+			return k.Ways
+		}
+	}
+	return nil
 }

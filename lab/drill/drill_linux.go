@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/lab"
@@ -22,8 +24,9 @@ type Options struct {
 	Seed     uint64 // of what is random; 0: by the clock
 	Cuts     int    // of the power
 	Install  bool   // power: also cut while a blank copy of the disk is filled; what the site wrote goes
-	Saboteur string // bad-os: the program that stands in the place of others
-	Only     string // bad-os: one way of being bad; "": all
+	Saboteur string // bad-os, upgrade: the program that stands in the place of others
+	Next     string // upgrade: the program kube of the next minor of Kubernetes
+	Only     string // bad-os, upgrade, power: one way of it, of those in Kinds; "": all
 	// Patience is how long the machine may take for anything; default 15 minutes,
 	// as without KVM all is slow. Nothing is held against the clock but this.
 	Patience time.Duration
@@ -42,6 +45,7 @@ type drill struct {
 	counter *counter
 	luks    string // STATE's identity
 	built   time.Time
+	spare   *OSBuild // power: what is written to the idle slot again and again
 
 	architecture string
 }
@@ -52,8 +56,10 @@ var kinds = map[string]func(*drill, context.Context) error{
 	"tamper":   (*drill).tamper,
 	"theft":    (*drill).theft,
 	"clock":    (*drill).clock,
+	"unlock":   (*drill).unlock,
 	"rollback": (*drill).rollback,
 	"update":   (*drill).update,
+	"upgrade":  (*drill).upgrade,
 	"bad-os":   (*drill).badOS,
 	"disk":     (*drill).disk,
 }
@@ -64,6 +70,9 @@ func Run(ctx context.Context, name string, o Options) (*Verdict, error) {
 	do, ok := kinds[name]
 	if !ok {
 		return nil, fmt.Errorf("no drill %q", name)
+	}
+	if ways := Ways(name); o.Only != "" && !slices.Contains(ways, o.Only) {
+		return nil, fmt.Errorf("drill %s has no part %q: want one of %q", name, o.Only, ways)
 	}
 	w, err := o.Lab.Wanted()
 	if err != nil {
@@ -101,6 +110,15 @@ func Run(ctx context.Context, name string, o Options) (*Verdict, error) {
 
 // step does one thing and notes it. seen is told also with an error.
 func (d *drill) step(ctx context.Context, did, expected string, do func(context.Context) (seen, lost string, err error)) error {
+	return d.stepIn(ctx, d.Patience, did, expected, do)
+}
+
+// longStep is a step in which the machine fetches an OS and boots more than once.
+func (d *drill) longStep(ctx context.Context, did, expected string, do func(context.Context) (seen, lost string, err error)) error {
+	return d.stepIn(ctx, 2*d.Patience, did, expected, do)
+}
+
+func (d *drill) stepIn(ctx context.Context, patience time.Duration, did, expected string, do func(context.Context) (seen, lost string, err error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -108,7 +126,7 @@ func (d *drill) step(ctx context.Context, did, expected string, do func(context.
 		d.Began(did)
 	}
 	began := time.Now()
-	limited, cancel := context.WithTimeoutCause(ctx, d.Patience, errPatience)
+	limited, cancel := context.WithTimeoutCause(ctx, patience, errPatience)
 	defer cancel()
 	seen, lost, err := do(limited)
 	if ctx.Err() != nil { // interrupted: that says nothing of the machine
@@ -121,7 +139,7 @@ func (d *drill) step(ctx context.Context, did, expected string, do func(context.
 		}
 		s.Seen += err.Error()
 		if errors.Is(context.Cause(limited), errPatience) {
-			err = errors.Join(broken("not within %v", d.Patience), err)
+			err = errors.Join(broken("not within %v", patience), err)
 		}
 		err = fmt.Errorf("%s: %w", did, err)
 	}
@@ -165,16 +183,40 @@ func (d *drill) mark() int64 {
 	return info.Size()
 }
 
+// first waits until the console says what one of the patterns matches, and tells
+// which of them, and the line.
+func (d *drill) first(ctx context.Context, mark int64, patterns ...*regexp.Regexp) (int, string, error) {
+	for {
+		text := d.console(mark)
+		for i, p := range patterns {
+			if line := p.FindString(text); line != "" {
+				return i, line, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return 0, "", fmt.Errorf("%w; the console said nothing that matches one of %s", context.Cause(ctx), patterns)
+		case <-time.After(50 * time.Millisecond): // the power is cut at what it says
+		}
+	}
+}
+
 // console is what the machine said since mark.
 func (d *drill) console(mark int64) string {
-	b, err := os.ReadFile(d.Lab.SerialLog(d.machine))
+	f, err := os.Open(d.Lab.SerialLog(d.machine))
 	if err != nil {
 		return ""
 	}
-	if mark > int64(len(b)) { // a long console was begun anew
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	if mark > info.Size() { // a long console was begun anew
 		mark = 0
 	}
-	return string(b[mark:])
+	b, _ := io.ReadAll(io.NewSectionReader(f, mark, info.Size()-mark))
+	return string(b)
 }
 
 // says waits until the console says what one of the patterns matches, at least n

@@ -50,6 +50,8 @@ type fakeSite struct{ url string }
 func (s fakeSite) API(context.Context, func() time.Time) (*API, error) {
 	return &API{URL: s.url, HTTP: http.DefaultClient}, nil
 }
+func (fakeSite) Unlock(context.Context) error { return nil }
+
 func (fakeSite) Status(context.Context) (wire.MachineStatus, uint64, error) {
 	return wire.MachineStatus{}, 0, errors.ErrUnsupported
 }
@@ -62,7 +64,7 @@ func (fakeSite) Change(context.Context, string) (uint64, string, error) {
 func (fakeSite) BuildOS(context.Context, string, string, func(*build.Options) error) (*OSBuild, error) {
 	return nil, errors.ErrUnsupported
 }
-func (fakeSite) ReleaseOS(context.Context, *OSBuild, time.Duration) (uint64, error) {
+func (fakeSite) ReleaseOS(context.Context, *OSBuild, Timing) (uint64, error) {
 	return 0, errors.ErrUnsupported
 }
 
@@ -191,11 +193,15 @@ func TestStep(t *testing.T) {
 func TestNext(t *testing.T) {
 	for _, c := range []struct {
 		now  string
-		step int
+		used []string
 		want string
-	}{{"0.1.0", 1, "0.1.1"}, {"1.36.9", 11, "1.36.20"}} {
-		if got := next(c.now, c.step); got != c.want {
-			t.Errorf("next(%s, %d) = %s, want %s", c.now, c.step, got, c.want)
+	}{
+		{"0.1.0", nil, "0.1.1"},
+		{"0.1.9", []string{"0.1.10", "0.1.2"}, "0.1.11"},
+		{"1.36.9", []string{"1.35.20", "0.36.30", "1.36.3-system", "junk", "1.36"}, "1.36.10"},
+	} {
+		if got := next(c.now, c.used); got != c.want {
+			t.Errorf("next(%s, %q) = %s, want %s", c.now, c.used, got, c.want)
 		}
 	}
 }

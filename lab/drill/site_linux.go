@@ -152,6 +152,15 @@ func (d *drill) stateID() (string, error) {
 	return v.UUID(), nil
 }
 
+// replug is restart of a machine that does not run: nobody in it would hear the
+// power button.
+func (d *drill) replug(ctx context.Context, change func() error) error {
+	if _, err := d.Lab.PowerCut(ctx, d.machine.Key(), 0, true); err != nil {
+		return d.restart(ctx, change) // it was just being reset, or is off
+	}
+	return errors.Join(change(), d.on(ctx))
+}
+
 // restart takes the machine through off, change, on.
 func (d *drill) restart(ctx context.Context, change func() error) error {
 	if err := d.off(ctx); err != nil {

@@ -22,6 +22,9 @@ var (
 	corrupt = regexp.MustCompile(`(?i)(verity[^\r\n]*corrupt|data block \d+ is corrupted)[^\r\n]*`)
 )
 
+// inTime is longer than a machine takes from a refusal to process 1, were it to go on.
+const inTime = 30 * time.Second
+
 // spot is a place where one byte is flipped.
 type spot struct {
 	what     string
@@ -72,7 +75,7 @@ func (d *drill) tamperWith(ctx context.Context, s spot) error {
 		})
 		if at > 0 {
 			defer afterwards(ctx, func(ctx context.Context) error {
-				return d.restart(ctx, func() error { return d.flip(at) })
+				return d.replug(ctx, func() error { return d.flip(at) })
 			}, &err)
 		}
 		if err != nil {
@@ -82,12 +85,10 @@ func (d *drill) tamperWith(ctx context.Context, s spot) error {
 		if err != nil {
 			return "", "", err
 		}
-		select { // it has refused: now it may try again, and must not get further
-		case <-ctx.Done():
-			return line, "", ctx.Err()
-		case <-time.After(time.Minute):
-		}
-		if ran := machined.FindString(d.console(mark)); ran != "" {
+		// It has refused: now it may try again, and must not get further.
+		tries, cancel := context.WithTimeout(ctx, inTime)
+		defer cancel()
+		if _, ran, err := d.first(tries, mark, machined); err == nil {
 			return line, "", broken("it ran all the same: %s", ran)
 		}
 		return fmt.Sprintf("byte %d of the disk; the console says: %s", at, line), "", nil

@@ -11,20 +11,36 @@ import (
 	"strings"
 	"time"
 
-	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/delta/erofs"
 )
 
-// soak is how long an OS must be healthy, here: short, since the drill waits for it.
-const soak = 20 * time.Second
+// patient is the time of an OS that is good, or shows at once that it is not: without
+// KVM it takes minutes to be healthy, and the drill waits for how long it must stay so.
+var patient = Timing{Deadline: 20 * time.Minute, Soak: 20 * time.Second}
 
-// next is a version after every one that the machine ran.
-func next(now string, step int) string {
-	var major, minor, patch int
+// next is the version after now, and after those of its minor that are used.
+func next(now string, used []string) string {
+	major, minor, patch := 0, 0, 0
 	fmt.Sscanf(now, "%d.%d.%d", &major, &minor, &patch)
-	return fmt.Sprintf("%d.%d.%d", major, minor, patch+step)
+	for _, u := range used {
+		var a, b, c int
+		if n, _ := fmt.Sscanf(u, "%d.%d.%d", &a, &b, &c); n == 3 && a == major && b == minor {
+			patch = max(patch, c)
+		}
+	}
+	return fmt.Sprintf("%d.%d.%d", major, minor, patch+1)
+}
+
+// fresh is a version after the one that runs that no drill of this lab has built:
+// what a number means is never changed.
+func (d *drill) fresh(now string) string {
+	used, _ := filepath.Glob(filepath.Join(d.Lab.Dir, "os", "drill-*"))
+	for i, folder := range used {
+		used[i] = strings.TrimPrefix(filepath.Base(folder), "drill-")
+	}
+	return next(now, used)
 }
 
 // update brings the machine to a good next version, by a delta.
@@ -33,18 +49,11 @@ func (d *drill) update(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	version := next(before.OS, 1)
-	var made *OSBuild
-	err = d.step(ctx, "build OS "+version, "an update with a delta from "+before.OS, func(ctx context.Context) (string, string, error) {
-		made, err = d.Site.BuildOS(ctx, version, d.parts(before.OS), nil)
-		if err != nil {
-			return "", "", err
-		}
-		return fmt.Sprintf("%d kB whole, %d kB as a delta", made.Whole>>10, made.Delta>>10), "", nil
-	})
+	made, err := d.build(ctx, before.OS)
 	if err != nil {
 		return err
 	}
+	version := made.Version
 	return d.step(ctx, "release it to the machine's ring", "fetched as a delta, booted twice, kept; the app answers", func(ctx context.Context) (string, string, error) {
 		status, _, err := d.Site.Status(ctx)
 		if err != nil {
@@ -55,7 +64,7 @@ func (d *drill) update(ctx context.Context) error {
 		defer stop()
 		gap := make(chan time.Duration, 1)
 		go func() { gap <- d.silence(watch) }()
-		if _, err := d.Site.ReleaseOS(ctx, made, soak); err != nil {
+		if _, err := d.Site.ReleaseOS(ctx, made, patient); err != nil {
 			return "", "", err
 		}
 		if err := until(ctx, func(ctx context.Context) error {
@@ -107,6 +116,7 @@ func (d *drill) parts(version string) string {
 // sabotage is a way in which an OS version is bad.
 type sabotage struct {
 	word, what string
+	timing     Timing
 	apply      func(d *drill, o *build.Options, saboteur []byte) error
 }
 
@@ -116,13 +126,20 @@ const (
 	wordPath       = "usr/share/holdfast/sabotage"
 )
 
+// Timings of an OS that never is healthy, and of one that ceases to be: each is
+// given up at the deadline.
+var (
+	hopeless = Timing{Deadline: 4 * time.Minute, Soak: patient.Soak}
+	watched  = Timing{Deadline: 7 * time.Minute, Soak: time.Minute}
+)
+
 var sabotages = []sabotage{
-	{"panic", "process 1 ends, and the kernel panics", instead(machinedPath)},
-	{"hang", "process 1 hangs", instead(machinedPath)},
-	{"kubelet", "the container runtime ends at once, so the kubelet is not ready", instead(containerdPath)},
-	{"network", "the network card has no driver", withoutNetwork},
-	{"cold", "the first boot is well, the second panics", around(machinedPath, func(p build.Programs) string { return p.Machined })},
-	{"late", "90 s after it is ready the container runtime ends", around(containerdPath, func(p build.Programs) string { return filepath.Join(p.System, "containerd") })},
+	{"panic", "process 1 ends, and the kernel panics", patient, instead(machinedPath)},
+	{"hang", "process 1 hangs", patient, instead(machinedPath)},
+	{"kubelet", "the container runtime ends at once, so the kubelet is not ready", hopeless, instead(containerdPath)},
+	{"network", "the network card has no driver", hopeless, withoutNetwork},
+	{"cold", "the first boot is well, the second panics", patient, around(machinedPath, func(p build.Programs) string { return p.Machined })},
+	{"late", "90 s after it is ready the container runtime ends", watched, around(containerdPath, func(p build.Programs) string { return filepath.Join(p.System, "containerd") })},
 }
 
 // instead puts the saboteur in the place of a program.
@@ -166,10 +183,7 @@ func withoutNetwork(d *drill, o *build.Options, _ []byte) error {
 	return errors.New("the root has no driver virtio_net")
 }
 
-var (
-	sabotaged = regexp.MustCompile(`sabotage: [^\r\n]*`)
-	undone    = regexp.MustCompile(`holdfast: fault +E36[^\r\n]*`)
-)
+var sabotaged = regexp.MustCompile(`sabotage: [^\r\n]*`)
 
 // badOS releases versions that are bad, each in its way.
 func (d *drill) badOS(ctx context.Context) error {
@@ -177,25 +191,26 @@ func (d *drill) badOS(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the program that makes an OS version bad: %w", err)
 	}
-	for i, s := range sabotages {
+	for _, s := range sabotages {
 		if d.Only != "" && d.Only != s.word {
 			continue
 		}
-		if err := d.bad(ctx, s, i, saboteur); err != nil {
+		if err := d.bad(ctx, s, saboteur); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *drill) bad(ctx context.Context, s sabotage, i int, saboteur []byte) error {
+func (d *drill) bad(ctx context.Context, s sabotage, saboteur []byte) error {
 	before, err := d.Site.Ask(ctx)
 	if err != nil {
 		return err
 	}
-	version := next(before.OS, 10+i)
+	version := d.fresh(before.OS)
+	var after int64
 	const expected = "it goes back by itself: the OS and the configuration of before, the trust of the new release, not tried again, the app answers"
-	err = d.step(ctx, fmt.Sprintf("release OS %s, in which %s", version, s.what), expected, func(ctx context.Context) (string, string, error) {
+	err = d.longStep(ctx, fmt.Sprintf("release OS %s, in which %s", version, s.what), expected, func(ctx context.Context) (string, string, error) {
 		made, err := d.Site.BuildOS(ctx, version, d.parts(before.OS), func(o *build.Options) error {
 			o.Replace = map[string][]byte{wordPath: []byte(s.word + "\n")}
 			return s.apply(d, o, saboteur)
@@ -204,59 +219,24 @@ func (d *drill) bad(ctx context.Context, s sabotage, i int, saboteur []byte) err
 			return "", "", err
 		}
 		mark := d.mark()
-		n, err := d.Site.ReleaseOS(ctx, made, soak)
+		n, err := d.Site.ReleaseOS(ctx, made, s.timing)
 		if err != nil {
 			return "", "", err
 		}
-		line, err := d.says(ctx, mark, 1, undone)
+		_, line, err := d.first(ctx, mark, undoneOf(version))
 		if err != nil {
 			return "", "", err
 		}
 		tried := len(sabotaged.FindAllString(d.console(mark), -1))
 		mark = d.mark()
-		if err := until(ctx, d.itself); err != nil {
+		if err := d.runsAgain(ctx, before, n); err != nil {
 			return line, "", err
 		}
-		if err := errors.Join(until(ctx, d.answers), until(ctx, d.keeps)); err != nil {
-			return line, "", err
-		}
-		// Its report names the release that it accepted, whose content it refuses, and the effect of the one that runs.
-		var now wire.Report
-		if err := until(ctx, func(ctx context.Context) (err error) {
-			now, err = d.Site.Ask(ctx)
-			if err == nil && (now.Phase != wire.Refused || !strings.Contains(now.Detail, fmt.Sprintf("release %d:", n))) {
-				err = fmt.Errorf("it says %s, %s: want release %d refused", now.Phase, now.Detail, n)
-			}
-			return err
-		}); err != nil {
-			return line, "", err
-		}
-		switch {
-		case now.OS != before.OS || now.Slot != before.Slot:
-			return line, "", broken("it runs OS %s in slot %s, and ran %s in %s", now.OS, now.Slot, before.OS, before.Slot)
-		case now.N != n:
-			return line, "", broken("it accepted release %d, and not %d: the trust of the new one is lost", now.N, n)
-		case now.Effect != before.Effect:
-			return line, "", broken("it runs another configuration than before, of effect %s", now.Effect)
-		}
-		select { // it looks at its release again within this time, and must not try once more
-		case <-ctx.Done():
-			return line, "", ctx.Err()
-		case <-time.After(time.Minute):
-		}
-		if again := machined.FindString(d.console(mark)); again != "" {
-			return line, "", broken("it booted once more: %s", again)
-		}
+		after = mark
 		return fmt.Sprintf("%d signs of sabotage; then: %s", tried, line), "", nil
 	})
 	if err != nil {
 		return err
 	}
-	return d.step(ctx, "take the bad version back", "the machine is well", func(ctx context.Context) (string, string, error) {
-		if _, err := d.Site.ReleaseOS(ctx, &OSBuild{Version: before.OS}, soak); err != nil {
-			return "", "", err
-		}
-		seen, err := d.well(ctx)
-		return seen, "", err
-	})
+	return d.takeBack(ctx, before, after)
 }
