@@ -61,7 +61,7 @@ test-vmsite: ## a site on the OS image in a virtual machine with 1 GiB: who may 
 saboteur: ## bin/saboteur, which stands in the place of programs of an OS that is meant to be bad
 	@$(STEP) "build bin/saboteur" $(GOBUILD) -ldflags "-s -w" -o bin/saboteur ./lab/drill/saboteur
 
-drill: root setup build system images os saboteur ## every drill on a virtual machine, with 100 power cuts (CUTS=n); without KVM that takes hours
+drill: root setup build system system-next images os saboteur ## every drill on a virtual machine, with 100 power cuts (CUTS=n); without KVM that takes hours
 	@build/drill
 
 bench: root setup build system images ## start-up phases, memory, idle CPU, bytes; prints the figures of the README
