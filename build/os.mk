@@ -23,7 +23,8 @@ CROSS_arm64 := aarch64-linux-gnu-gcc
 os-programs:
 	@mkdir -p $(OSSYSTEM)/cni
 	@echo '#include <seccomp.h>' | $(CROSS_$(ARCH)) -E - >/dev/null 2>&1 || { echo "runc for $(ARCH) needs a C compiler for it and its libseccomp; on Debian: dpkg --add-architecture $(ARCH), then apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross libseccomp-dev:$(ARCH)" >&2; exit 1; }
-	@$(STEP) "build machined for $(ARCH)" $(OSBUILD) -ldflags "$(LDFLAGS)" -o $(OSDIR)/machined ./cmd/machined
+	@$(STEP) "build machined for $(ARCH)" $(OSBUILD) $(TAGS) -ldflags "$(LDFLAGS)" -o $(OSDIR)/machined ./cmd/machined
+	@$(STEP) "build applier for $(ARCH)" $(OSBUILD) -ldflags "$(LDFLAGS)" -o $(OSSYSTEM)/applier ./cmd/applier
 	@$(STEP) "build kube for $(ARCH)" sh -c 'cd kubernetes && $(OSBUILD) -ldflags "$(KUBE_LDFLAGS)" -o ../$(OSSYSTEM)/kube .'
 	@$(STEP) "build containerd for $(ARCH)" sh -c 'cd runtime/containerd && $(OSBUILD) -tags "$(CONTAINERD_TAGS)" -ldflags "-s -w" -o ../../$(OSSYSTEM)/ $(CONTAINERD)/cmd/containerd $(CONTAINERD)/cmd/containerd-shim-runc-v2'
 	@$(STEP) "build the CNI plugins for $(ARCH)" sh -c 'cd runtime/cni && $(OSBUILD) -ldflags "-s -w" -o ../../$(OSSYSTEM)/cni/ $(addprefix $(CNI)/,$(CNI_PLUGINS))'

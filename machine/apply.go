@@ -3,98 +3,116 @@ package machine
 import (
 	"context"
 	"fmt"
+	"net"
+	"path/filepath"
 	"slices"
 	"time"
 
-	"github.com/holdfast-edge/holdfast/fleet"
-	"github.com/holdfast-edge/holdfast/fleet/render"
+	"github.com/holdfast-edge/holdfast/kube"
 	"github.com/holdfast-edge/holdfast/link/wire"
-	"github.com/holdfast-edge/holdfast/machine/apps"
+	"github.com/holdfast-edge/holdfast/machine/applier"
+	"github.com/holdfast-edge/holdfast/machine/supervise"
 )
 
-// connect gives the engine that applies apps, made once it is wanted.
-func (c *content) connect(r *rendered) (*apps.Engine, error) {
-	return c.engine.get(func() (*apps.Engine, error) {
-		return apps.New(apps.Config{REST: c.restConfig(r), Log: c.log})
-	})
+// Applier renders what was verified and brings it into the site's Kubernetes.
+// An error of Render that is no applier.ErrRefused, and each of the others, is
+// worth a second try.
+type Applier interface {
+	Render(ctx context.Context, slice []byte) (*applier.Rendering, error)
+	Apply(ctx context.Context, o applier.Order) (applier.Result, error)
+	// Watch reports every app, at once and then at each change, until ctx ends.
+	Watch(ctx context.Context, api applier.API, report func(applier.Status)) error
+}
+
+// helper is the program that applies, as the supervisor knows it.
+const helper = "applier"
+
+// bootApplier makes the way to the program, which starts when there is an API
+// server to speak to.
+func (m *Machine) bootApplier(context.Context) error {
+	if m.applier = m.config.Applier; m.applier != nil {
+		return nil
+	}
+	child := &applier.Child{
+		Program: filepath.Join(m.config.BinDir, helper), Socket: filepath.Join(m.config.RunDir, "applier.sock"),
+		Stuck: func() {
+			m.log.Error("the applier does not answer, so it is started again")
+			if err := m.cluster.supervisor.Restart(context.Background(), helper); err != nil {
+				m.log.Error("start the applier again", "err", err)
+			}
+		},
+	}
+	m.applier = child
+	m.cluster.helpers = []supervise.Child{{
+		Name: helper, Path: child.Program, Args: child.RunArgs(), Env: environment(applier.RunEnv),
+		After: []string{controlPlane}, Ready: ready(kube.Ready{Socket: child.Socket}), Grace: 5 * time.Second,
+		OOMScoreAdj: -800, Cgroup: helper,
+	}}
+	return nil
+}
+
+// api is the way to the site's API server.
+func (c *content) api(r *rendered) applier.API {
+	pki := c.cluster.paths.PKI
+	return applier.API{
+		URL:  "https://" + net.JoinHostPort(r.Member.SiteAddress.String(), fmt.Sprint(kube.APIPort)),
+		Name: kube.APIName,
+		CA:   filepath.Join(pki, string(kube.CACluster)+"-ca.crt"),
+		Cert: filepath.Join(pki, "machined.crt"),
+		Key:  filepath.Join(pki, "machined.key"),
+	}
 }
 
 // apply brings the apps into the cluster. It returns when every app that can
 // be applied is; an app that waits for another that it needs is waited for.
 func (c *content) apply(ctx context.Context, next *rendered) error {
-	engine, err := c.connect(next)
-	if err != nil {
-		return err
+	for _, h := range c.cluster.helpers {
+		if err := c.cluster.waitFor(ctx, h.Name); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
-	plan := apps.Plan{Release: next.Tag.Payload.N, Delete: refs(next.rendering.Delete)}
-	for _, a := range next.rendering.Apps {
-		plan.Apps = append(plan.Apps, appOf(a))
-	}
-	result, err := engine.Apply(ctx, plan)
+	n := next.Tag.Payload.N
+	result, err := c.applier.Apply(ctx, applier.Order{API: c.api(next), Release: n, Plan: next.rendering.Plan})
 	if err != nil {
-		return fmt.Errorf("apply release %d: %w", plan.Release, err)
+		return fmt.Errorf("apply release %d: %w", n, err)
 	}
 	c.reporter.timed("apply", began)
 	c.reporter.update(func(r *wire.Report) { r.Apps = reported(next.rendering, result) })
-	c.log.Info("applied", "n", plan.Release, "writes", result.Writes, "took", time.Since(began).Round(time.Millisecond))
-	if !result.OK() {
-		return fmt.Errorf("apply release %d: %s", plan.Release, firstFault(result))
+	c.log.Info("applied", "n", n, "writes", result.Writes, "took", time.Since(began).Round(time.Millisecond))
+	if result.Fault != "" {
+		return fmt.Errorf("apply release %d: %s", n, result.Fault)
 	}
+	next.rendering.Plan = nil // whoever wants it again renders again
 	return nil
 }
 
-func appOf(a render.App) apps.App {
-	app := apps.App{Name: a.Name, Namespace: a.Namespace, Needs: a.Needs, Delete: refs(a.Delete)}
-	for _, o := range a.Objects {
-		app.Objects = append(app.Objects, apps.Object{APIVersion: o.APIVersion, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, JSON: o.JSON})
-	}
-	return app
-}
-
-func refs(list []fleet.ObjectRef) []apps.Ref {
-	var out []apps.Ref
-	for _, r := range list {
-		out = append(out, apps.Ref{APIVersion: r.APIVersion, Kind: r.Kind, Namespace: r.Namespace, Name: r.Name})
-	}
-	return out
-}
-
 // reported is what the hub hears of the apps right after they were applied.
-func reported(rendering *render.Rendering, result apps.Result) []wire.AppStatus {
+func reported(rendering *applier.Rendering, result applier.Result) []wire.AppStatus {
 	versions := map[string]string{}
 	for _, a := range rendering.Apps {
 		versions[a.Name] = a.Version
 	}
 	var list []wire.AppStatus
 	for _, r := range result.Apps {
-		s := wire.AppStatus{Name: r.App, Version: versions[r.App], Applied: r.Applied, Unchanged: r.Unchanged, Phase: wire.Applying}
+		s := wire.AppStatus{Name: r.Name, Version: versions[r.Name], Applied: r.Applied, Unchanged: r.Unchanged, Phase: wire.Applying}
 		switch r.State {
-		case apps.Waiting:
+		case applier.Waiting:
 			s.Phase = wire.Waiting
-		case apps.Failed:
+		case applier.Failed:
 			s.Phase = wire.Failed
-		case apps.Removed:
+		case applier.Removed:
 			continue
-		case apps.Orphaned:
+		case applier.Orphaned:
 			s.Phase = wire.OK
 			s.Detail = "no longer selected, left in place because of its data"
 		}
-		if len(r.Messages) > 0 && s.Detail == "" {
-			s.Detail = wire.Clean(r.Messages[0].Object.String() + ": " + r.Messages[0].Text)
+		if s.Detail == "" {
+			s.Detail = wire.Clean(r.Detail)
 		}
 		list = append(list, s)
 	}
 	return list
-}
-
-func firstFault(result apps.Result) string {
-	for _, a := range result.Apps {
-		if (a.State == apps.Failed || a.State == apps.Waiting) && len(a.Messages) > 0 {
-			return fmt.Sprintf("app %s: %s: %s", a.App, a.Messages[0].Object, a.Messages[0].Text)
-		}
-	}
-	return "an app was not applied"
 }
 
 // judge follows how the apps are and reports it, until ctx ends. The release
@@ -104,16 +122,11 @@ func (c *content) judge(ctx context.Context) {
 		return
 	}
 	running := c.running
-	engine, err := c.connect(running)
-	if err != nil {
-		c.log.Error("follow the apps", "err", err)
-		return
-	}
 	began, good := time.Now(), false
-	health := map[string]apps.AppStatus{}
+	health := map[string]applier.Status{}
 	c.settled(running, health)
 	for ctx.Err() == nil {
-		err := engine.Watch(ctx, func(s apps.AppStatus) {
+		err := c.applier.Watch(ctx, c.api(running), func(s applier.Status) {
 			health[s.App] = s
 			c.os.saw(running, s)
 			c.settled(running, health)
@@ -144,12 +157,12 @@ func (c *content) keep(ctx context.Context, running *rendered) {
 	}
 }
 
-func allReady(wanted []render.App, health map[string]apps.AppStatus) bool {
-	return !slices.ContainsFunc(wanted, func(a render.App) bool { return health[a.Name].Health != apps.Ready })
+func allReady(wanted []applier.App, health map[string]applier.Status) bool {
+	return !slices.ContainsFunc(wanted, func(a applier.App) bool { return health[a.Name].Health != applier.Ready })
 }
 
 // settled reports the apps' health.
-func (c *content) settled(running *rendered, health map[string]apps.AppStatus) {
+func (c *content) settled(running *rendered, health map[string]applier.Status) {
 	c.reporter.update(func(r *wire.Report) {
 		var phases []wire.Phase
 		kept := r.Apps[:0]
@@ -175,7 +188,7 @@ func (c *content) settled(running *rendered, health map[string]apps.AppStatus) {
 			}
 		}
 		r.Apps = kept
-		r.Site, r.N, r.Effect = running.site(), running.Tag.Payload.N, running.rendering.Effect.Digest
+		r.Site, r.N, r.Effect = running.site(), running.Tag.Payload.N, running.rendering.Effect
 		if accepted, _ := c.memory.now(); accepted != nil {
 			r.N = accepted.Tag.Payload.N // its trust half holds, also where its content is refused
 		}
@@ -186,11 +199,11 @@ func (c *content) settled(running *rendered, health map[string]apps.AppStatus) {
 	})
 }
 
-func phaseOf(h apps.Health) wire.Phase {
+func phaseOf(h applier.Health) wire.Phase {
 	switch h {
-	case apps.Ready:
+	case applier.Ready:
 		return wire.OK
-	case apps.Sick:
+	case applier.Sick:
 		return wire.Failed
 	}
 	return wire.Applying

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,6 +39,9 @@ type Config struct {
 	DataDir  string // images, volumes, logs
 	RunDir   string // empty at each boot
 	BinDir   string // the programs of bin/system and pause.tar
+
+	// Applier renders and applies. Nil: the program applier in BinDir.
+	Applier Applier
 
 	// Box outlives the disks: keys and notes. Nil: box.OpenFolder of Folder/tpm.
 	Box box.Box
@@ -127,6 +129,7 @@ type Machine struct {
 	pause      images.Image
 
 	cluster *cluster
+	applier Applier
 	door    *door
 	keeper  *link.Keeper
 	content *content
@@ -159,6 +162,7 @@ func Run(ctx context.Context, config Config) error {
 		{"memory", m.bootMemory},
 		{"images", m.bootImages},
 		{"processes", m.bootProcesses},
+		{"applier", m.bootApplier},
 		{"update", m.bootUpdate},
 		{"door", m.bootDoor},
 		{"content", m.bootContent},
@@ -387,7 +391,7 @@ func (m *Machine) onExit(name string, e supervise.Exit) {
 		return
 	}
 	m.log.Warn("a process ended", "name", name, "exit", e.String(), "ran", e.Ran.Round(time.Millisecond), "output", e.Output)
-	if name == "control-plane" && e.Code == newerData {
+	if name == controlPlane && e.Code == newerData {
 		m.restoreEtcd()
 	}
 }
@@ -428,24 +432,4 @@ func poll(ctx context.Context, every time.Duration, f func() error) error {
 		case <-time.After(every):
 		}
 	}
-}
-
-// once guards something that several workers may find missing.
-type once[T any] struct {
-	mu    sync.Mutex
-	value T
-	made  bool
-}
-
-func (o *once[T]) get(make func() (T, error)) (T, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.made {
-		return o.value, nil
-	}
-	v, err := make()
-	if err == nil {
-		o.value, o.made = v, true
-	}
-	return v, err
 }

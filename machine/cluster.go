@@ -30,7 +30,8 @@ type cluster struct {
 	paths      kube.Paths
 	supervisor *supervise.Supervisor
 	keys       *pki.Store
-	name       string // of the cluster, into its authorities
+	name       string            // of the cluster, into its authorities
+	helpers    []supervise.Child // of machined's own, beside a control plane
 	log        *slog.Logger
 
 	once sync.Once // what is thrown away at each boot
@@ -61,7 +62,7 @@ func (c *cluster) ensure(ctx context.Context, plan *kube.Plan) error {
 		{"files", func() error { return writeFiles(plan.Files) }},
 		{"certificates", func() error { return c.certify(ctx, plan.Certificates) }},
 		{"packet filter", func() error { return loadPacketFilter(ctx, plan.PacketFilter) }},
-		{"processes", func() error { return c.run(ctx, children(plan.Commands)) }},
+		{"processes", func() error { return c.run(ctx, c.children(plan)) }},
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {
@@ -117,18 +118,29 @@ func (c *cluster) discard(paths []string) error {
 	return nil
 }
 
-// children turns the plan's commands into what the supervisor runs.
-func children(commands []kube.Command) []supervise.Child {
-	list := make([]supervise.Child, 0, len(commands))
-	for _, c := range commands {
+// controlPlane is the process that has the API server.
+const controlPlane = "control-plane"
+
+// children are what the supervisor runs: the plan's commands, and beside an API
+// server what works with it.
+func (c *cluster) children(plan *kube.Plan) []supervise.Child {
+	list := make([]supervise.Child, 0, len(plan.Commands)+len(c.helpers))
+	for _, command := range plan.Commands {
 		list = append(list, supervise.Child{
-			Name: c.Name, Path: c.Path, Args: c.Args,
-			Env:   append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root"}, c.Env...),
-			After: c.After, Ready: ready(c.Ready), Grace: c.Grace,
-			OOMScoreAdj: c.OOMScoreAdj, Revision: c.Revision, Cgroup: c.Name,
+			Name: command.Name, Path: command.Path, Args: command.Args, Env: environment(command.Env),
+			After: command.After, Ready: ready(command.Ready), Grace: command.Grace,
+			OOMScoreAdj: command.OOMScoreAdj, Revision: command.Revision, Cgroup: command.Name,
 		})
+		if command.Name == controlPlane {
+			list = append(list, c.helpers...)
+		}
 	}
 	return list
+}
+
+// environment is that of every child, with what it has besides.
+func environment(more []string) []string {
+	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root"}, more...)
 }
 
 // ready is the check that r describes.
@@ -247,7 +259,7 @@ func (c *cluster) watch(ctx context.Context, tell func(name string, err error), 
 				fault = fmt.Errorf("%d times in ten minutes, last: %s", s.Crashes, lastWords(s))
 			}
 			tell(s.Name, fault)
-			if s.CrashLoop && s.Name == "control-plane" && c.part() {
+			if s.CrashLoop && s.Name == controlPlane && c.part() {
 				c.log.Warn("controllers run apart from now on", "err", fault)
 				replan()
 			}

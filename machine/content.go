@@ -14,11 +14,10 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/fleet"
-	"github.com/holdfast-edge/holdfast/fleet/render"
 	"github.com/holdfast-edge/holdfast/kube"
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/wire"
-	"github.com/holdfast-edge/holdfast/machine/apps"
+	"github.com/holdfast-edge/holdfast/machine/applier"
 	"github.com/holdfast-edge/holdfast/machine/balance"
 	"github.com/holdfast-edge/holdfast/machine/images"
 	"github.com/holdfast-edge/holdfast/machine/update"
@@ -37,7 +36,6 @@ type content struct {
 	*Machine
 	woken chan struct{}
 
-	engine once[*apps.Engine]
 	replan atomic.Bool // the plan depends on something that changed
 
 	// Owned by run.
@@ -52,8 +50,9 @@ type content struct {
 type rendered struct {
 	*taken
 	resolved  *fleet.Resolved
-	rendering *render.Rendering
 	plan      *kube.Plan
+	started   bool               // the plan is true
+	rendering *applier.Rendering // nil before it came
 }
 
 func newContent(m *Machine) *content {
@@ -124,7 +123,7 @@ func (c *content) run(ctx context.Context) error {
 }
 
 // errRefused marks content that this machine cannot make anything of.
-var errRefused = errors.New("refused")
+var errRefused = applier.ErrRefused
 
 // target is what to make true next; nil when there is nothing yet.
 func (c *content) target() *taken {
@@ -175,16 +174,24 @@ func (c *content) make(ctx context.Context, t *taken) error {
 	if t.Evicted {
 		return c.leave(ctx, t)
 	}
-	began := time.Now()
-	next, err := c.render(t)
+	next, err := c.plan(t)
 	if err != nil {
+		return err
+	}
+	if c.stoodHere(t) {
+		if err := c.start(ctx, next); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	if next.rendering, err = c.applier.Render(ctx, t.Encoded); err != nil {
 		return err
 	}
 	c.reporter.timed("render", began)
 	c.reporter.update(func(r *wire.Report) {
-		r.Site, r.N, r.Effect = t.site(), t.Tag.Payload.N, next.rendering.Effect.Digest
+		r.Site, r.N, r.Effect = t.site(), t.Tag.Payload.N, next.rendering.Effect
 	})
-	if c.running != nil && !c.replan.Swap(false) && c.running.rendering.Effect.Digest == next.rendering.Effect.Digest && c.running.Member == t.Member {
+	if c.running != nil && !c.replan.Swap(false) && c.running.rendering.Effect == next.rendering.Effect && c.running.Member == t.Member {
 		return c.adoptNumber(ctx, next)
 	}
 	return c.change(ctx, next)
@@ -205,8 +212,15 @@ func (c *content) adoptNumber(ctx context.Context, next *rendered) error {
 	return nil
 }
 
-// render turns a slice into what it means for this machine.
-func (c *content) render(t *taken) (*rendered, error) {
+// stoodHere says whether t is what this machine ran before it booted: Kubernetes
+// then starts while the applier, cold, still renders.
+func (c *content) stoodHere(t *taken) bool {
+	_, applied := c.memory.now()
+	return c.running == nil && applied != nil && applied.Digest == t.Digest
+}
+
+// plan turns a slice into what it means for this machine, but for its apps.
+func (c *content) plan(t *taken) (*rendered, error) {
 	if t.ContentErr != nil {
 		return nil, fmt.Errorf("%w: the release's content: %w", errRefused, t.ContentErr)
 	}
@@ -217,10 +231,6 @@ func (c *content) render(t *taken) (*rendered, error) {
 	resolved, err := t.Fleet.Resolve(site)
 	if err != nil {
 		return nil, fmt.Errorf("%w: resolve the release: %w", errRefused, err)
-	}
-	rendering, err := render.Site(t.Tree, resolved)
-	if err != nil {
-		return nil, fmt.Errorf("%w: render the release: %w", errRefused, err)
 	}
 	var upstreams []netip.Addr
 	if c.config.Upstreams != nil {
@@ -234,7 +244,7 @@ func (c *content) render(t *taken) (*rendered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	return &rendered{taken: t, resolved: resolved, rendering: rendering, plan: plan}, nil
+	return &rendered{taken: t, resolved: resolved, plan: plan}, nil
 }
 
 // change stages next whole and then makes it true. On a machine that runs
@@ -248,7 +258,7 @@ func (c *content) change(ctx context.Context, next *rendered) error {
 	if err := c.registry.SetTable(c.withRunning(wanted)); err != nil {
 		return err
 	}
-	if first {
+	if first && !next.started {
 		if err := c.start(ctx, next); err != nil {
 			return err
 		}
@@ -268,7 +278,7 @@ func (c *content) change(ctx context.Context, next *rendered) error {
 	}
 	c.reporter.state(wire.Applying, "")
 	began := time.Now()
-	if err := c.cluster.waitFor(ctx, "control-plane"); err != nil {
+	if err := c.cluster.waitFor(ctx, controlPlane); err != nil {
 		return cause(ctx, err)
 	}
 	c.reporter.timed("api ready", began)
@@ -327,6 +337,7 @@ func (c *content) start(ctx context.Context, next *rendered) error {
 		return err
 	}
 	c.reporter.timed("plan", began)
+	next.started = true
 	return c.serveAPIAddress(next)
 }
 

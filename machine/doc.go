@@ -6,7 +6,9 @@
 //
 //	uplink   greets the hub, takes slices, relays, sends reports   uplink.go
 //	memory   verifies and remembers; the trust half takes effect   memory.go
-//	content  renders, stages whole, applies, judges, remembers     content.go
+//	content  has it rendered, stages whole, has it applied,        content.go
+//	         judges, remembers; a program of its own does the
+//	         work between (package applier)
 //	cluster  makes a Kubernetes plan true: files, keys, processes  cluster.go
 //	door     the machine's API, on the LAN and through the relay   door.go
 //

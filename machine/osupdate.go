@@ -2,10 +2,12 @@ package machine
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,15 +17,12 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/rest"
-
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/kube"
 	"github.com/holdfast-edge/holdfast/kube/etcdcopy"
 	"github.com/holdfast-edge/holdfast/link/wire"
-	"github.com/holdfast-edge/holdfast/machine/apps"
+	"github.com/holdfast-edge/holdfast/machine/applier"
 	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/slots"
 	"github.com/holdfast-edge/holdfast/machine/supervise"
@@ -49,11 +48,10 @@ const observeEvery = 5 * time.Second
 type osUpdate struct {
 	*Machine
 	updater *update.Updater
-	client  once[*http.Client]
 
 	mu     sync.Mutex // guards what follows
 	trial  *taken     // the configuration that is tried with the OS; nil: none
-	health map[string]apps.AppStatus
+	health map[string]applier.Status
 	judged *rendered // what health is of
 	hold   string    // of the plan that runs
 }
@@ -65,7 +63,7 @@ func (m *Machine) bootUpdate(ctx context.Context) error {
 	if p == nil {
 		return nil
 	}
-	o := &osUpdate{Machine: m, health: map[string]apps.AppStatus{}}
+	o := &osUpdate{Machine: m, health: map[string]applier.Status{}}
 	installer := &update.Installer{Slots: p.Slots, Store: m.store, Fetcher: m.fetcher(), Architecture: runtime.GOARCH, Log: m.log,
 		Progress: func(done, total int64) {
 			m.reporter.state(wire.Staging, fmt.Sprintf("OS: %d of %d MB", done>>20, total>>20))
@@ -148,7 +146,7 @@ func (o *osUpdate) due(next *rendered) (t update.Target, ok bool, err error) {
 	for _, d := range next.Fleet.OSVersions() {
 		documents[d.Version] = d.OSSpec
 	}
-	t, ok, err = o.updater.Wanted(next.resolved.OS, next.rendering.Effect.Digest, runtime.GOARCH, documents)
+	t, ok, err = o.updater.Wanted(next.resolved.OS, next.rendering.Effect, runtime.GOARCH, documents)
 	code := faults.OSRefused
 	if errors.Is(err, update.ErrRefused) {
 		code = faults.OSRolledBack
@@ -175,7 +173,7 @@ func (o *osUpdate) begin(ctx context.Context, t update.Target, next, running *re
 	began := time.Now()
 	o.log.Info("update the OS", "from", o.config.Platform.Running.Version, "to", t.Version, "with", with.Tag.Payload.N)
 	err := o.updater.Begin(ctx, update.Plan{
-		Target: t, Slice: with.Digest.String(), Encoded: with.Encoded, Effect: next.rendering.Effect.Digest,
+		Target: t, Slice: with.Digest.String(), Encoded: with.Encoded, Effect: next.rendering.Effect,
 		Deadline: timing.Deadline, Soak: timing.Soak,
 	})
 	o.reporter.timed("os/begin", began)
@@ -190,7 +188,7 @@ func (o *osUpdate) remember(with *rendered) error {
 	sick := []string{}
 	o.mu.Lock()
 	for _, a := range with.rendering.Apps {
-		if s, known := o.health[a.Name]; known && s.Health != apps.Ready {
+		if s, known := o.health[a.Name]; known && s.Health != applier.Ready {
 			sick = append(sick, a.Name)
 		}
 	}
@@ -207,14 +205,14 @@ func (o *osUpdate) wasSick() (list []string) {
 }
 
 // saw notes how an app of what runs is.
-func (o *osUpdate) saw(r *rendered, s apps.AppStatus) {
+func (o *osUpdate) saw(r *rendered, s applier.Status) {
 	if o == nil {
 		return
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.judged != r {
-		o.judged, o.health = r, map[string]apps.AppStatus{}
+		o.judged, o.health = r, map[string]applier.Status{}
 	}
 	o.health[s.App] = s
 }
@@ -355,7 +353,7 @@ func (o *osUpdate) wrong(ctx context.Context) (list []string) {
 	var sick []string
 	if running != nil {
 		for _, a := range running.rendering.Apps {
-			if s := health[a.Name]; a.Critical && s.Health != apps.Ready {
+			if s := health[a.Name]; a.Critical && s.Health != applier.Ready {
 				sick = append(sick, a.Name)
 			}
 		}
@@ -408,12 +406,12 @@ func readDialect(file string) (kube.Dialect, error) {
 
 // node asks the API server whether this machine's node is ready.
 func (o *osUpdate) node(ctx context.Context, running *rendered) error {
-	config := o.content.restConfig(running)
-	client, err := o.client.get(func() (*http.Client, error) { return rest.HTTPClientFor(config) })
+	client, err := apiClient(o.content.api(running))
 	if err != nil {
 		return err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+"/api/v1/nodes/"+url.PathEscape(running.Member.Name), nil)
+	defer client.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, o.content.api(running).URL+"/api/v1/nodes/"+url.PathEscape(running.Member.Name), nil)
 	if err != nil {
 		return err
 	}
@@ -425,16 +423,45 @@ func (o *osUpdate) node(ctx context.Context, running *rendered) error {
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("the API server says %s", response.Status)
 	}
-	var n corev1.Node
-	if err := json.NewDecoder(http.MaxBytesReader(nil, response.Body, 4<<20)).Decode(&n); err != nil {
+	return nodeReady(http.MaxBytesReader(nil, response.Body, 4<<20))
+}
+
+// nodeReady reads a Node and finds its condition.
+func nodeReady(body io.Reader) error {
+	var n struct {
+		Status struct {
+			Conditions []struct{ Type, Status, Message string }
+		}
+	}
+	if err := json.NewDecoder(body).Decode(&n); err != nil {
 		return fmt.Errorf("read the node: %w", err)
 	}
 	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
+		if c.Type == "Ready" && c.Status == "True" {
 			return nil
 		}
 	}
 	return errors.New("the node is not ready")
+}
+
+// apiClient speaks to the site's API server as machined, with the files as they
+// are now.
+func apiClient(api applier.API) (*http.Client, error) {
+	ca, err := os.ReadFile(api.CA)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s holds no certificate", api.CA)
+	}
+	own, err := tls.LoadX509KeyPair(api.Cert, api.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: api.Name, Certificates: []tls.Certificate{own}},
+	}}, nil
 }
 
 // newerData is the exit code of a control plane that finds data of a newer minor.
@@ -486,20 +513,4 @@ func (m *Machine) restoreEtcd() {
 	}
 	m.log.Warn("put etcd's data of before back", "loss", loss.String())
 	m.reporter.condition("etcd restored", errors.New(loss.String()))
-}
-
-// restConfig is the way to the site's API server. Its files are read anew when
-// certificates are renewed.
-func (c *content) restConfig(r *rendered) *rest.Config {
-	pki := c.cluster.paths.PKI
-	return &rest.Config{
-		Host: "https://" + net.JoinHostPort(r.Member.SiteAddress.String(), fmt.Sprint(kube.APIPort)),
-		TLSClientConfig: rest.TLSClientConfig{
-			ServerName: kube.APIName,
-			CAFile:     filepath.Join(pki, string(kube.CACluster)+"-ca.crt"),
-			CertFile:   filepath.Join(pki, "machined.crt"),
-			KeyFile:    filepath.Join(pki, "machined.key"),
-		},
-		QPS: 100, Burst: 200,
-	}
 }

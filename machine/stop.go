@@ -125,7 +125,7 @@ func (c *cluster) stopNode(ctx context.Context) error {
 	c.mu.Unlock()
 	var err error
 	if plan != nil {
-		rest := slices.DeleteFunc(children(plan.Commands), func(child supervise.Child) bool { return child.Name == node })
+		rest := slices.DeleteFunc(c.children(plan), func(child supervise.Child) bool { return child.Name == node })
 		err = c.supervisor.Apply(ctx, rest)
 	}
 	c.running.Unlock()

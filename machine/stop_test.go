@@ -53,7 +53,7 @@ func TestShutdown(t *testing.T) {
 	m.cluster.plan = &kube.Plan{Commands: []kube.Command{
 		command("containerd"), command("control-plane"), command(node, "containerd"), command("coredns", "control-plane"),
 	}}
-	if err := m.cluster.run(ctx, children(m.cluster.plan.Commands)); err != nil {
+	if err := m.cluster.run(ctx, m.cluster.children(m.cluster.plan)); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.cluster.supervisor.WaitReady(ctx, "containerd", "control-plane", node, "coredns"); err != nil {

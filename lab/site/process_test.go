@@ -98,7 +98,7 @@ func kindOf(p process, units map[int]string) string {
 		return args[1]
 	case name == "containerd-shim-runc-v2":
 		return "shim"
-	case name == "containerd", name == "coredns", name == "pause":
+	case name == "containerd", name == "coredns", name == "pause", name == "applier" && len(args) > 1 && args[1] == "run":
 		return name
 	case strings.HasPrefix(name, "hello"), name == "1.0.0", name == "1.1.0":
 		return "app"

@@ -174,7 +174,7 @@ func (s *shop) testUp(t *testing.T) {
 	labtest.Within(t, comeBack, func() error { // what lab up does not wait for
 		var err error
 		s.whole, err = s.counts()
-		for _, kind := range []string{"keeper", "hub", "outer", "inner", "containerd", "control-plane", "node", "coredns", "shim", "pause", "app"} {
+		for _, kind := range []string{"keeper", "hub", "outer", "inner", "containerd", "control-plane", "node", "coredns", "applier", "shim", "pause", "app"} {
 			if s.whole[kind] == 0 {
 				err = errors.Join(err, fmt.Errorf("no process is %s", kind))
 			}

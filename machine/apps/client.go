@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,9 +15,10 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -26,8 +28,8 @@ import (
 type client struct {
 	dyn    dynamic.Interface
 	meta   metadata.Interface
-	disc   discovery.DiscoveryInterface
-	writes atomic.Int64 // requests that are not GET
+	raw    *rest.RESTClient // for discovery: client-go's own links every type that Kubernetes has
+	writes atomic.Int64     // requests that are not GET
 
 	mu    sync.Mutex
 	kinds map[schema.GroupVersion]map[string]resource // what discovery said; a miss asks again
@@ -65,7 +67,9 @@ func newClient(config *rest.Config) (*client, error) {
 	if c.meta, err = metadata.NewForConfigAndClient(metadata.ConfigFor(config), hc); err != nil {
 		return nil, fmt.Errorf("client for %s: %w", config.Host, err)
 	}
-	if c.disc, err = discovery.NewDiscoveryClientForConfigAndClient(config, hc); err != nil {
+	plain := rest.CopyConfig(config)
+	plain.GroupVersion, plain.NegotiatedSerializer = &schema.GroupVersion{}, serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+	if c.raw, err = rest.UnversionedRESTClientForConfigAndClient(plain, hc); err != nil {
 		return nil, fmt.Errorf("client for %s: %w", config.Host, err)
 	}
 	return c, nil
@@ -88,15 +92,7 @@ func (c *client) find(ctx context.Context, r Ref) (resource, error) {
 	if ok {
 		return found, nil
 	}
-	path := "/apis/" + gv.String()
-	if gv.Group == "" {
-		path = "/api/" + gv.Version
-	}
-	var list metav1.APIResourceList
-	data, err := c.disc.RESTClient().Get().AbsPath(path).SetHeader("Accept", "application/json").Do(ctx).Raw()
-	if err == nil {
-		err = json.Unmarshal(data, &list)
-	}
+	list, err := c.resources(ctx, gv)
 	if apierrors.IsNotFound(err) {
 		return resource{}, fmt.Errorf("%s (%s): %w", r, r.APIVersion, errNoKind)
 	}
@@ -118,6 +114,24 @@ func (c *client) find(ctx context.Context, r Ref) (resource, error) {
 	return found, nil
 }
 
+// discover reads one document of discovery.
+func (c *client) discover(ctx context.Context, path string, into any) error {
+	data, err := c.raw.Get().AbsPath(path).SetHeader("Accept", "application/json").Do(ctx).Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, into)
+}
+
+// resources are what the server serves of one group version.
+func (c *client) resources(ctx context.Context, gv schema.GroupVersion) (list metav1.APIResourceList, err error) {
+	path := "/apis/" + gv.String()
+	if gv.Group == "" {
+		path = "/api/" + gv.Version
+	}
+	return list, c.discover(ctx, path, &list)
+}
+
 // forget drops what is known of a group version, since the server has just shown that it is not so any more.
 func (c *client) forget(r Ref) {
 	c.mu.Lock()
@@ -131,24 +145,39 @@ type namedResource struct {
 	kind string
 }
 
-// listable returns every resource that can be listed; namespaced ones only when told. What cannot be discovered is an error:
-// whoever asks wants to know that there is nothing more.
-func (c *client) listable(namespaced bool) ([]namedResource, error) {
-	lists, err := c.disc.ServerPreferredResources()
-	if err != nil {
+// listable returns every resource that can be listed, each once, under the version
+// of its API that the server prefers, or else the first that has it; namespaced ones
+// only when told. What cannot be discovered is an error: whoever asks wants to know
+// that there is nothing more.
+func (c *client) listable(ctx context.Context, namespaced bool) ([]namedResource, error) {
+	var groups metav1.APIGroupList
+	if err := c.discover(ctx, "/apis", &groups); err != nil {
 		return nil, fmt.Errorf("discover all kinds: %w", err)
 	}
-	var out []namedResource
-	for _, l := range lists {
-		gv, err := schema.ParseGroupVersion(l.GroupVersion)
-		if err != nil {
-			return nil, fmt.Errorf("discover all kinds: %w", err)
+	versions := []schema.GroupVersion{{Version: "v1"}}
+	for _, g := range groups.Groups {
+		versions = append(versions, schema.GroupVersion{Group: g.Name, Version: g.PreferredVersion.Version})
+		for _, v := range g.Versions {
+			if v.Version != g.PreferredVersion.Version {
+				versions = append(versions, schema.GroupVersion{Group: g.Name, Version: v.Version})
+			}
 		}
-		for _, a := range l.APIResources {
-			for _, verb := range a.Verbs {
-				if verb == "list" && (a.Namespaced || !namespaced) && !strings.Contains(a.Name, "/") {
-					out = append(out, namedResource{resource{gv.WithResource(a.Name), a.Namespaced}, a.Kind})
-				}
+	}
+	var out []namedResource
+	known := map[schema.GroupResource]bool{}
+	for _, gv := range versions {
+		list, err := c.resources(ctx, gv)
+		if err != nil {
+			return nil, fmt.Errorf("discover all kinds: %s: %w", gv, err)
+		}
+		for _, a := range list.APIResources {
+			at := gv.WithResource(a.Name)
+			if strings.Contains(a.Name, "/") || known[at.GroupResource()] {
+				continue
+			}
+			known[at.GroupResource()] = true
+			if slices.Contains(a.Verbs, "list") && (a.Namespaced || !namespaced) {
+				out = append(out, namedResource{resource{at, a.Namespaced}, a.Kind})
 			}
 		}
 	}

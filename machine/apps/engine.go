@@ -258,7 +258,7 @@ func (w *work) load(ctx context.Context) error {
 
 // rescan completes books from the labels on all objects of the cluster.
 func (w *work) rescan(ctx context.Context, books map[string]*inventory) error {
-	all, err := w.client.listable(false)
+	all, err := w.client.listable(ctx, false)
 	if err != nil {
 		return fmt.Errorf("make the inventories again: %w", err)
 	}

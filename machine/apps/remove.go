@@ -306,7 +306,7 @@ func (w *work) facts(ctx context.Context, app string, e entry) (candidate, resou
 
 // inside lists what stands against removing a namespace.
 func (w *work) inside(ctx context.Context, namespace string) (claims, foreign []string, err error) {
-	all, err := w.client.listable(true)
+	all, err := w.client.listable(ctx, true)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -21,7 +21,7 @@ import (
 // one to the OS image has to add it here, where somebody reads it.
 var Programs = []string{
 	"usr/bin/mount", "usr/bin/umount",
-	"usr/lib/holdfast/cni/host-local", "usr/lib/holdfast/cni/loopback", "usr/lib/holdfast/cni/portmap", "usr/lib/holdfast/cni/ptp",
+	"usr/lib/holdfast/applier", "usr/lib/holdfast/cni/host-local", "usr/lib/holdfast/cni/loopback", "usr/lib/holdfast/cni/portmap", "usr/lib/holdfast/cni/ptp",
 	"usr/lib/holdfast/containerd", "usr/lib/holdfast/containerd-shim-runc-v2", "usr/lib/holdfast/coredns",
 	"usr/lib/holdfast/kube", "usr/lib/holdfast/machined", "usr/lib/holdfast/runc",
 	"usr/sbin/e2fsck", "usr/sbin/mke2fs", "usr/sbin/nft",

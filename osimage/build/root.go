@@ -30,6 +30,7 @@ var foreign = []struct{ pack, path, why string }{
 // each. The folder of programs has them under the same names.
 var own = []struct{ name, why string }{
 	{"kube", "Kubernetes: API server, etcd, scheduler, controllers, kubelet, kube-proxy, by its first argument"},
+	{"applier", "machined renders releases and applies them with it"},
 	{"containerd", "runs containers"},
 	{"containerd-shim-runc-v2", "containerd starts one for each pod"},
 	{"runc", "the shim starts containers with it"},
