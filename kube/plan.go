@@ -82,7 +82,8 @@ type Options struct {
 	// Registry is machined's registry on loopback, the only one that containerd
 	// ever asks.
 	Registry netip.AddrPort
-	// Upstreams are the name servers that the LAN named; the site's own choice wins.
+	// Upstreams are the name servers that the LAN named, of which the first usable
+	// ones are asked; the site's own choice wins.
 	Upstreams []netip.Addr
 	// PeerInterfaces are tunnels to the other machines of the site.
 	PeerInterfaces []string
@@ -278,9 +279,28 @@ func newSite(r *fleet.Resolved, self fleet.Machine, p Paths, o Options) (*site, 
 	s.dnsAddress = nth(n.ServiceRange, 10)
 	s.upstreams = n.DNS
 	if len(s.upstreams) == 0 {
-		s.upstreams = o.Upstreams
+		s.upstreams = s.usable(o.Upstreams)
 	}
 	return s, nil
+}
+
+// mostUpstreams is how many name servers a pod's resolv.conf may name.
+const mostUpstreams = 3
+
+// usable are those name servers of list that CoreDNS may ask: anybody on the LAN
+// can answer DHCP, and CoreDNS ends for good when it finds that it asks itself, or
+// that there are too many.
+func (s *site) usable(list []netip.Addr) []netip.Addr {
+	n := s.Network
+	var keep []netip.Addr
+	for _, a := range list {
+		a = a.Unmap()
+		inside := n.SiteRange.Contains(a) || n.PodRange.Contains(a) || n.ServiceRange.Contains(a)
+		if a.IsGlobalUnicast() && !inside && !slices.Contains(keep, a) && len(keep) < mostUpstreams {
+			keep = append(keep, a)
+		}
+	}
+	return keep
 }
 
 // nth is address i of a range; Kubernetes gives the first to the API and our DNS
@@ -394,7 +414,7 @@ func (s *site) commands(files []File) []Command {
 	// the two together are up about three seconds earlier.
 	node := part("node", "node.json", "containerd")
 	node.OOMScoreAdj = -900
-	node.Revision = revision(files, s.config("node.json"), s.config("kubelet.yaml"), s.config("resolv.conf"))
+	node.Revision = revision(files, s.config("node.json"), s.config("kubelet.yaml")) // resolv.conf is read for each pod
 	dns := Command{
 		Name:     "coredns",
 		Path:     s.bin("coredns"),
