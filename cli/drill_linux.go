@@ -104,7 +104,7 @@ func (e *env) runDrill(ctx context.Context, a []string, o drillOptions) error {
 	}
 	w, err := l.Wanted()
 	if err != nil {
-		return hint(fmt.Errorf("no lab runs for this fleet repo: %w", err), "holdfast lab up SITE --runtime vm")
+		return labError(err)
 	}
 	key := ""
 	if len(a) > 1 {
@@ -131,7 +131,7 @@ func (e *env) runDrill(ctx context.Context, a []string, o drillOptions) error {
 	}
 	v, err := drill.Run(ctx, a[0], o.Options)
 	if v == nil {
-		return virtualError(err)
+		return labError(err)
 	}
 	if e.output == "json" {
 		if err := e.printJSON(v); err != nil {

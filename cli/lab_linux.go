@@ -77,6 +77,38 @@ func (e *env) labOf(ctx context.Context, dir string) (lab.Lab, error) {
 	return lab.Lab{Dir: filepath.Join("/var/lib/holdfast/labs", string(f.ID))}, nil
 }
 
+// inLab is a verb on the lab of this clone.
+func (e *env) inLab(dir *string, do func(ctx context.Context, l lab.Lab, a []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, a []string) error {
+		l, err := e.labOf(c.Context(), *dir)
+		if err != nil {
+			return err
+		}
+		return labError(do(c.Context(), l, a))
+	}
+}
+
+// labError gives the next step to who asks for a lab that is not there, or a
+// hosted machine for what it has not.
+func labError(err error) error {
+	if errors.Is(err, lab.ErrNone) {
+		return hint(err, "holdfast lab up SITE; with --runtime vm in a virtual machine")
+	}
+	if _, ok := errors.AsType[*lab.NotVirtual](err); ok {
+		return &Error{Err: err, Code: CodeUsage, Hint: "run the site in a virtual machine: holdfast lab up SITE --runtime vm"}
+	}
+	return err
+}
+
+// tell prints a line for people, or v.
+func (e *env) tell(v any, format string, a ...any) error {
+	if e.output == "json" {
+		return e.printJSON(v)
+	}
+	e.printf(format, a...)
+	return nil
+}
+
 // upOptions are the flags of lab up.
 type upOptions struct {
 	memory   int64
@@ -556,20 +588,15 @@ func (e *env) labDown(dir *string) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use: "down", Short: "end the lab and leave nothing on this computer", Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, _ []string) error {
+			if err := l.Down(ctx, keep); err != nil {
 				return err
 			}
-			if err := l.Down(c.Context(), keep); err != nil {
-				return err
-			}
-			if r, err := e.repo(c.Context()); err == nil {
+			if r, err := e.repo(ctx); err == nil {
 				os.Remove(labPointer(r.GitDir()))
 			}
-			e.printf("the lab is down\n")
-			return nil
-		},
+			return e.tell(map[string]any{"dir": l.Dir, "kept": keep}, "the lab is down\n")
+		}),
 	}
 	cmd.Flags().BoolVar(&keep, "keep-disks", false, "keep the folder of the lab, so that lab up goes on where it was")
 	return cmd
@@ -578,15 +605,8 @@ func (e *env) labDown(dir *string) *cobra.Command {
 func (e *env) labStatus(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "show the lab's processes and consoles", Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
-				return err
-			}
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, _ []string) error {
 			w, err := l.Wanted()
-			if errors.Is(err, fs.ErrNotExist) {
-				return hint(errors.New("no lab runs for this fleet repo"), "holdfast lab up SITE")
-			}
 			if err != nil {
 				return err
 			}
@@ -613,7 +633,7 @@ func (e *env) labStatus(dir *string) *cobra.Command {
 				e.printf("\n%s\n%s", m.Key(), l.Console(m))
 			}
 			return nil
-		},
+		}),
 	}
 }
 
@@ -622,11 +642,7 @@ func (e *env) labFetch(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "fetch SITE PORT [PATH]", Short: "get a page from a site on its LAN, as a screen in the shop would",
 		Args: args(cobra.RangeArgs(2, 3)),
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
-				return err
-			}
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
 			w, err := l.Wanted()
 			if err != nil {
 				return err
@@ -639,7 +655,7 @@ func (e *env) labFetch(dir *string) *cobra.Command {
 				return &Error{Err: fmt.Errorf("port %q: not a port", a[1]), Code: CodeUsage}
 			}
 			url := fmt.Sprintf("http://%s:%s/%s", m.Address(), a[1], strings.TrimPrefix(strings.Join(a[2:], ""), "/"))
-			ctx, cancel := context.WithTimeout(c.Context(), within)
+			ctx, cancel := context.WithTimeout(ctx, within)
 			defer cancel()
 			for {
 				body, err := l.Fetch(ctx, url)
@@ -651,7 +667,7 @@ func (e *env) labFetch(dir *string) *cobra.Command {
 					return coded(CodeUnreachable, err)
 				}
 			}
-		},
+		}),
 	}
 	cmd.Flags().DurationVar(&within, "within", 5*time.Second, "try again for so long")
 	return cmd
@@ -662,17 +678,13 @@ func (e *env) labExec(dir *string) *cobra.Command {
 		Use: "exec -- COMMAND...", Short: "run a command inside the lab's network, as a computer in the shop would",
 		Example: "  holdfast lab exec -- holdfast kubectl --lan 10.90.0.11 berlin-0417 get pods -A",
 		Args:    args(cobra.MinimumNArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
-				return err
-			}
-			err = l.Exec(c.Context(), e.in, e.out, e.err, a)
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			err := l.Exec(ctx, e.in, e.out, e.err, a)
 			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 				return coded(exit.ExitCode(), fmt.Errorf("%w: it ended with %d", errTold, exit.ExitCode()))
 			}
 			return err
-		},
+		}),
 	}
 	cmd.Flags().SetInterspersed(false)
 	return cmd
@@ -682,30 +694,21 @@ func (e *env) labExec(dir *string) *cobra.Command {
 func (e *env) labSwitch(dir *string, verb, short string, run bool) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " hub|SITE", Short: short, Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			if err := l.Switch(ctx, a[0], run); err != nil {
 				return err
 			}
-			if err := l.Switch(c.Context(), a[0], run); err != nil {
-				return err
-			}
-			e.printf("%s: %s\n", a[0], map[bool]string{true: "started", false: "stopped"}[run])
-			return nil
-		},
+			return e.tell(map[string]any{"name": a[0], "run": run}, "%s: %s\n", a[0], map[bool]string{true: "started", false: "stopped"}[run])
+		}),
 	}
 }
 
 func (e *env) labKill(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "kill hub|keeper|SITE", Short: "kill -9 a process of the lab, which comes back by itself", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
-				return err
-			}
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
 			return l.Kill(a[0])
-		},
+		}),
 	}
 }
 

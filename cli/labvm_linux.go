@@ -233,23 +233,6 @@ func (e *env) labVirtual(dir *string) []*cobra.Command {
 	return []*cobra.Command{e.labPowerCut(dir), e.labPullDisk(dir), e.labSwapTPM(dir), e.labUnplug(dir), e.labConsole(dir), e.labScreenshot(dir), e.labBox(dir)}
 }
 
-// tell prints a line for people, or v.
-func (e *env) tell(v any, format string, a ...any) error {
-	if e.output == "json" {
-		return e.printJSON(v)
-	}
-	e.printf(format, a...)
-	return nil
-}
-
-// virtualError gives the next step to who asks a hosted machine for what it has not.
-func virtualError(err error) error {
-	if _, ok := errors.AsType[*lab.NotVirtual](err); ok {
-		return &Error{Err: err, Code: CodeUsage, Hint: "run the site in a virtual machine: holdfast lab up SITE --runtime vm"}
-	}
-	return err
-}
-
 func (e *env) labPowerCut(dir *string) *cobra.Command {
 	var seed uint64
 	var off bool
@@ -260,18 +243,14 @@ flushed is lost: all of it, or with --seed a part that the seed decides, torn be
 sectors, as real disks do it. The machine comes back by itself; --off leaves it off,
 until lab start.`,
 		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			cut, err := l.PowerCut(ctx, a[0], seed, off)
 			if err != nil {
 				return err
 			}
-			cut, err := l.PowerCut(c.Context(), a[0], seed, off)
-			if err != nil {
-				return virtualError(err)
-			}
 			return e.tell(map[string]any{"machine": a[0], "lost": cut.Lost, "kept": cut.Kept, "torn": cut.Torn, "bytesLost": cut.Bytes},
 				"%s: of the writes that were not flushed %d were lost, %d torn, %d kept: %d bytes lost\n", a[0], cut.Lost, cut.Torn, cut.Kept, cut.Bytes)
-		},
+		}),
 	}
 	cmd.Flags().Uint64Var(&seed, "seed", 0, "decides which unflushed writes are lost; 0: all")
 	cmd.Flags().BoolVar(&off, "off", false, "leave the machine off")
@@ -288,17 +267,13 @@ its place and switches the machine on again. With --stick the fleet's OS image o
 stick is plugged in as well, from which a machine with a blank disk installs itself.
 The file of the pulled disk is printed: it is what a thief has.`,
 		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			file, err := l.PullDisk(ctx, a[0], number, stick)
 			if err != nil {
 				return err
 			}
-			file, err := l.PullDisk(c.Context(), a[0], number, stick)
-			if err != nil {
-				return virtualError(err)
-			}
 			return e.tell(map[string]any{"machine": a[0], "disk": number, "file": file}, "%s: disk %d is now %s, and a blank one is in its place\n", a[0], number, file)
-		},
+		}),
 	}
 	cmd.Flags().IntVar(&number, "disk", 0, "number of the disk")
 	cmd.Flags().BoolVar(&stick, "stick", false, "plug in a stick with the OS image")
@@ -310,17 +285,13 @@ func (e *env) labSwapTPM(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "swap-tpm MACHINE", Short: "put another TPM into a virtual machine, as if its disks stood in another box",
 		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			out, err := l.SwapTPM(ctx, a[0], back)
 			if err != nil {
 				return err
 			}
-			out, err := l.SwapTPM(c.Context(), a[0], back)
-			if err != nil {
-				return virtualError(err)
-			}
 			return e.tell(map[string]any{"machine": a[0], "out": out, "back": back}, "%s: the TPM that was taken out is %s\n", a[0], out)
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&back, "back", false, "put the one back that was taken out last")
 	return cmd
@@ -331,16 +302,12 @@ func (e *env) labUnplug(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "unplug MACHINE", Short: "pull a virtual machine's network cable, until --plug",
 		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			if err := l.SetLink(ctx, a[0], plug); err != nil {
 				return err
 			}
-			if err := l.SetLink(c.Context(), a[0], plug); err != nil {
-				return virtualError(err)
-			}
 			return e.tell(map[string]any{"machine": a[0], "plugged": plug}, "%s: %s\n", a[0], map[bool]string{true: "plugged in", false: "unplugged"}[plug])
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&plug, "plug", false, "plug it in again")
 	return cmd
@@ -354,11 +321,7 @@ func (e *env) labConsole(dir *string) *cobra.Command {
 all that it said on its serial line since it was made, of a hosted one what is there now.
 It takes no input, like the machine.`,
 		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
-				return err
-			}
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
 			w, err := l.Wanted()
 			if err != nil {
 				return err
@@ -369,15 +332,15 @@ It takes no input, like the machine.`,
 			}
 			if !m.Virtual() {
 				if follow {
-					return virtualError(&lab.NotVirtual{Machine: m.Key(), What: "a serial line to follow"})
+					return &lab.NotVirtual{Machine: m.Key(), What: "a serial line to follow"}
 				}
 				return e.tell(map[string]any{"machine": m.Key(), "console": l.Console(*m)}, "%s", l.Console(*m))
 			}
 			if e.output == "json" {
 				return e.printJSON(map[string]any{"machine": m.Key(), "code": l.Code(*m), "console": l.Console(*m), "file": l.SerialLog(*m)})
 			}
-			return e.copyConsole(c.Context(), l.SerialLog(*m), follow)
-		},
+			return e.copyConsole(ctx, l.SerialLog(*m), follow)
+		}),
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what it says, until interrupted")
 	return cmd
@@ -404,15 +367,11 @@ func (e *env) labScreenshot(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "screenshot MACHINE FILE.png", Short: "write what a virtual machine's screen shows to a picture",
 		Args: args(cobra.ExactArgs(2)), ValidArgsFunction: e.completeSites,
-		RunE: func(c *cobra.Command, a []string) error {
-			l, err := e.labOf(c.Context(), *dir)
-			if err != nil {
+		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
+			if err := l.Screenshot(ctx, a[0], a[1]); err != nil {
 				return err
 			}
-			if err := l.Screenshot(c.Context(), a[0], a[1]); err != nil {
-				return virtualError(err)
-			}
 			return e.tell(map[string]any{"machine": a[0], "file": a[1]}, "%s: %s\n", a[0], a[1])
-		},
+		}),
 	}
 }

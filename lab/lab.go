@@ -114,10 +114,22 @@ func (l Lab) MachineDir(m Machine) string { return l.path("machines", m.Key()) }
 // HubDir is the hub's folder.
 func (l Lab) HubDir() string { return l.path("hub") }
 
-// Wanted reads lab.json; fs.ErrNotExist when there is no lab.
+// ErrNone is a lab that is not there; it is fs.ErrNotExist, too.
+var ErrNone error = noLab{}
+
+type noLab struct{}
+
+func (noLab) Error() string { return "no lab is there" }
+func (noLab) Unwrap() error { return fs.ErrNotExist }
+
+// Wanted reads lab.json; ErrNone when there is no lab.
 func (l Lab) Wanted() (*Wanted, error) {
 	var w Wanted
-	if err := durable.ReadJSON(l.path("lab.json"), &w); err != nil {
+	err := durable.ReadJSON(l.path("lab.json"), &w)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", l.Dir, ErrNone)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if w.Version != 1 {
