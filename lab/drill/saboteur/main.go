@@ -26,7 +26,9 @@ func main() {
 	switch what {
 	case "panic", "kubelet": // process 1 that ends panics the kernel; a runtime that ends leaves the kubelet alone
 	case "hang":
-		select {}
+		for { // not select{}: Go's runtime would see a deadlock and end the process, and the kernel panic
+			time.Sleep(time.Hour)
+		}
 	case "cold":
 		if seen() {
 			tell("sabotage: this is not the first boot")
