@@ -53,6 +53,9 @@ type Config struct {
 	// Network gives the hints on how to reach the hub, asked before each dial.
 	// Nil: Folder/network.json, read once.
 	Network func() Network
+	// Rerouted yields a value each time that the way to the hub became another: the
+	// machine dials at once. Nil: it dials when its patience is over.
+	Rerouted <-chan struct{}
 
 	Hostname string
 	Serial   string // of the box, for people; "": unknown

@@ -65,7 +65,20 @@ func (m *Machine) bootUplink(ctx context.Context) error {
 	u.bulk = link.Client(m.keeper.OpenBulk, 10*time.Second)
 	m.group.Go(func() error { return ended(ctx, m.keeper.Run(ctx)) })
 	m.group.Go(func() error { return u.reports(ctx) })
+	m.group.Go(func() error { m.redials(ctx); return nil })
 	return nil
+}
+
+// redials dials at once when the network is another: to wait is for a hub that is away.
+func (m *Machine) redials(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.config.Rerouted:
+			m.keeper.Redial()
+		}
+	}
 }
 
 // ended drops the error of a worker that ended because it was told to.

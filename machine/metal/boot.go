@@ -57,6 +57,8 @@ type metal struct {
 	clock   *clock.Clock
 	network *network.Manager
 
+	rerouted chan struct{} // holds one wish of the network to dial anew
+
 	background sync.WaitGroup // ends with ctx
 }
 
@@ -99,7 +101,7 @@ func Main() error {
 	// Signals of terminals and of processes with rights are no way to stop a machine.
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	r := openRing()
-	m := &metal{ring: r, log: r.logger(), started: sinceKernel(), faults: faults.NewList(), power: newPower()}
+	m := &metal{ring: r, log: r.logger(), started: sinceKernel(), faults: faults.NewList(), power: newPower(), rerouted: make(chan struct{}, 1)}
 	slog.SetDefault(m.log)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -335,7 +337,7 @@ func (m *metal) config() machine.Config {
 	unix.Sysinfo(&info) // cannot fail with a good pointer; 0 is unknown
 	return machine.Config{
 		StateDir: stateDir, DataDir: dataDir, RunDir: runDir, BinDir: "/usr/lib/holdfast",
-		Box: m.box, PublicDir: m.public, Seed: seedFile, Network: m.hints,
+		Box: m.box, PublicDir: m.public, Seed: seedFile, Network: m.hints, Rerouted: m.rerouted,
 		Hostname: hostname, Serial: serialNumber(),
 		Memory:   int64(info.Totalram) * int64(info.Unit),
 		OS:       machine.OS{Version: osRelease("IMAGE_VERSION"), Slot: m.booted.Slot},

@@ -23,7 +23,13 @@ func (m *metal) bootNetwork(ctx context.Context) error {
 		Hints:  []string{filepath.Join(stickDir, osimage.PublicFolder)},
 		Resolv: runDir + "/resolv.conf",
 		Faults: m.faults,
-		Log:    m.log,
+		Switched: func() {
+			select {
+			case m.rerouted <- struct{}{}:
+			default: // a wish waits already
+			}
+		},
+		Log: m.log,
 	})
 	if err != nil {
 		return err
@@ -45,8 +51,8 @@ func (m *metal) hints() machine.Network {
 	return machine.Network{Hubs: c.Hubs, Proxy: c.Proxy}
 }
 
-// upstreams are the name servers of the LAN, or of the configuration.
-func (m *metal) upstreams() []netip.Addr { return m.network.Config().DNS }
+// upstreams are the name servers of the configuration, or those that DHCP names.
+func (m *metal) upstreams() []netip.Addr { return m.network.DNS() }
 
 // configure takes what the content that runs says of the box.
 func (m *metal) configure(site *fleet.Resolved, name string) {

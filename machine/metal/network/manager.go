@@ -24,7 +24,7 @@ type Options struct {
 	Resolv   string        // resolv.conf to write; "" writes none
 	Deadline time.Duration // in which a new configuration must reach the hub; 0: 3 minutes
 	Faults   *faults.List
-	Switched func() // a configuration was put in place: dial anew (link.Keeper.Redial); must not block
+	Switched func() // another configuration is in place, or another address or gateway: dial anew (link.Keeper.Redial); must not block
 	Log      *slog.Logger
 
 	Namespace *os.File               // network namespace to work in; nil: the process's own
@@ -52,6 +52,8 @@ type Manager struct {
 	carriers map[string]bool
 	resolv   []byte
 	unsaved  *last
+	switched bool // since Switched was called
+	way      []string
 	stopped  sync.WaitGroup
 }
 
@@ -146,7 +148,8 @@ func (m *Manager) NTP() []string {
 	return slices.Clone(m.ntp)
 }
 
-// DNS are the name servers: those of the configuration, else those that DHCP names.
+// DNS are the name servers: those of the configuration, else those that DHCP
+// names. While there are none it is the last ones, as in resolv.conf.
 func (m *Manager) DNS() []netip.Addr {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -250,10 +253,27 @@ func (m *Manager) follow(ctx context.Context, now time.Time, o orders) {
 	m.mu.Lock()
 	m.config = *o.Use
 	m.mu.Unlock()
+	m.switched = true
 	m.reconcile(ctx, now)
-	if m.options.Switched != nil {
+}
+
+// tell tells who dials that the way to the hub is another one. A way that is gone
+// is nothing to dial by.
+func (m *Manager) tell(status []Interface) {
+	var way []string
+	for _, x := range status {
+		if x.Carrier && len(x.Addresses) > 0 {
+			way = append(way, fmt.Sprint(x.Port, x.Addresses, x.Gateway))
+		}
+	}
+	if len(way) > 0 && !slices.Equal(way, m.way) {
+		m.switched = true
+	}
+	m.way = way
+	if m.switched && m.options.Switched != nil {
 		m.options.Switched()
 	}
+	m.switched = false
 }
 
 // reconcile compares what is wanted with what is, and does the difference.
@@ -308,8 +328,12 @@ func (m *Manager) reconcile(ctx context.Context, now time.Time) {
 		m.wake = o.Wake
 	}
 	m.mu.Lock()
-	m.status, m.ntp, m.dns = status, compact(ntp), compact(dns)
+	m.status, m.ntp = status, compact(ntp)
+	if len(dns) > 0 {
+		m.dns = compact(dns)
+	}
 	m.mu.Unlock()
+	m.tell(status)
 }
 
 // compact removes what was there before, and keeps the order.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/fleet"
+	hub "github.com/holdfast-edge/holdfast/link" // a link is a port here
 	"github.com/holdfast-edge/holdfast/machine/faults"
 )
 
@@ -51,7 +53,8 @@ func (p *ports) request(ctx context.Context) (*lease, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	return &lease{Address: netip.MustParsePrefix("192.0.2.50/24"), From: time.Now(), Length: time.Hour, NTP: []string{"192.0.2.123"}}, nil
+	return &lease{Address: netip.MustParsePrefix("192.0.2.50/24"), From: time.Now(), Length: time.Hour,
+		NTP: []string{"192.0.2.123"}, DNS: []netip.Addr{netip.MustParseAddr("192.0.2.53")}}, nil
 }
 func (p *ports) extend(ctx context.Context, l *lease, _ bool) (*lease, error) { return p.request(ctx) }
 
@@ -174,6 +177,36 @@ func TestHintsTakeTurnsWithDHCPUntilContact(t *testing.T) {
 	})
 }
 
+// Pods ask whom the lease names, also while it is away; a release's word is above it.
+func TestNameServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, t.TempDir(), func(p *ports) { p.silent = true })
+		defer b.stop()
+		want := func(when string, servers ...string) {
+			t.Helper()
+			var got []string
+			for _, a := range b.DNS() {
+				got = append(got, a.String())
+			}
+			if !slices.Equal(got, servers) {
+				t.Errorf("%s: %q, want %q", when, got, servers)
+			}
+		}
+		want("no lease")
+		b.stop()
+		b = start(t, t.TempDir())
+		want("a lease", "192.0.2.53")
+		b.ports.change(func(p *ports) { p.silent = true })
+		b.pass(3 * time.Hour)
+		if s := b.Status(); len(s) == 0 || len(s[0].Addresses) != 0 {
+			t.Errorf("the lease is not away: %+v", s)
+		}
+		want("the lease is away", "192.0.2.53")
+		b.apply(Config{DNS: []netip.Addr{netip.MustParseAddr("198.51.100.53")}})
+		want("a release names one", "198.51.100.53")
+	})
+}
+
 func TestFaultyHintsAreNamedAndLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
@@ -195,6 +228,64 @@ func TestDamagedMemoryIsNamedAndLeft(t *testing.T) {
 		defer b.stop()
 		b.want("at start", fromDHCP, leased)
 		b.fault("at start", faults.BadHints, true)
+	})
+}
+
+// A keeper that has waited for an hour dials as soon as there is another way: by
+// a release's addresses, by a lease, by a cable that is plugged in again.
+func TestRedialsOnceTheWayIsAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b *box
+		dials := make(chan string, 100)
+		keeper := hub.NewKeeper(hub.KeeperConfig{
+			LeastWait: 24 * time.Hour, MostWait: 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
+			Hubs: func() []hub.Hub { return []hub.Hub{{Address: "hub:443"}} },
+			Dial: func(context.Context, hub.DialConfig) (hub.Session, error) {
+				way := "none"
+				if s := b.Status(); len(s) > 0 && s[0].Carrier && len(s[0].Addresses) > 0 {
+					way = s[0].Addresses[0].String()
+				}
+				dials <- way
+				return nil, errors.New("no route to the hub")
+			},
+		})
+		b = start(t, t.TempDir())
+		b.options.Switched = keeper.Redial
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- keeper.Run(ctx) }()
+		dialed := func(what string, want ...string) {
+			t.Helper()
+			b.pass(time.Second)
+			var got []string
+			for len(dials) > 0 {
+				got = append(got, <-dials)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: dialed by %q, want %q", what, got, want)
+			}
+		}
+		dialed("at start", leased)
+		b.contact(true) // by another keeper: the DHCP configuration is proven
+		b.contact(false)
+		b.pass(time.Hour)
+		dialed("an hour of waiting")
+		b.contact(true)
+		b.apply(fixed("198.51.100.7/24"))
+		dialed("a release's address", "198.51.100.7/24")
+		b.apply(fixed("198.51.100.7/24"))
+		dialed("the same again")
+		b.contact(false)
+		b.contact(true)
+		b.ports.change(func(p *ports) { p.carrier["eth0"] = false })
+		b.pass(2 * round)
+		dialed("the cable is out")
+		b.ports.change(func(p *ports) { p.carrier["eth0"] = true })
+		b.pass(2 * round)
+		dialed("the cable is in", "198.51.100.7/24")
+		cancel()
+		<-done
+		b.stop()
 	})
 }
 
