@@ -318,6 +318,9 @@ func (m *metal) settle(d *disks.Disks) error {
 		if err := os.MkdirAll(m.public, 0o700); err != nil {
 			return err
 		}
+		if err := m.repair(d); err != nil { // the machine works, from its stick
+			m.faults.Set(faults.New(faults.NoSlot, slots.A, err))
+		}
 	}
 	if err := bindLasting(); err != nil {
 		return err
@@ -347,6 +350,40 @@ func (m *metal) settle(d *disks.Disks) error {
 		}
 	}
 	return nil
+}
+
+// repair makes the disk's boot slots whole again with what the stick has, as far as
+// this OS may run here: what a stick below the version floor brings is left on it.
+// Identity, STATE and DATA are not touched.
+func (m *metal) repair(d *disks.Disks) error {
+	if m.booted.ESP == "" || d.Installed {
+		return nil // started without firmware; or all of it was just copied
+	}
+	if m.box != nil && update.CheckFloor(m.box, osRelease("IMAGE_VERSION")) != nil {
+		return nil
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	from := slots.Stick{}
+	if from.Verity, err = osimage.ParseVerity(string(line)); err != nil {
+		return err
+	}
+	if from.UKI, err = os.ReadFile(filepath.Join(stickDir, slots.Folder, slots.FirstUKI)); err != nil {
+		return err
+	}
+	root, err := os.Open("/dev/" + m.booted.Root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	from.Root = root
+	said, err := slots.Repair(context.Background(), espDir, map[slots.Slot]string{slots.A: "/dev/" + d.RootA, slots.B: "/dev/" + d.RootB}, from)
+	for _, s := range said {
+		m.ring.say(levelNotice, "disk: "+s)
+	}
+	return err
 }
 
 // counted tells whether the boot loader counts this boot: the OS is on trial.

@@ -53,6 +53,21 @@ func Digest(image []byte) ([32]byte, error) {
 	return [32]byte(h.Sum(nil)), nil
 }
 
+// Intact tells whether an image is the one that its signature was made for, as far
+// as that can be told without its key: whether the digest stands in the signature.
+// An image without a signature has none to be measured by.
+func Intact(image []byte) bool {
+	l, err := parse(bytes.NewReader(image))
+	if err != nil {
+		return false
+	}
+	if l.certSize == 0 {
+		return true
+	}
+	sum, err := Digest(image)
+	return err == nil && bytes.Contains(image[l.certAt:], sum[:])
+}
+
 // Sign returns the image with an Authenticode signature by key, an RSA key of
 // whatever crypto.Signer. An image that is signed already is refused.
 func Sign(image []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {

@@ -189,7 +189,13 @@ func TestSbverifyAcceptsOurSignature(t *testing.T) {
 		if out, err := verify(); err != nil || name == "aligned" && strings.Contains(out, "warning") {
 			t.Errorf("%s: sbverify: %v\n%s", name, err, out)
 		}
+		if !Intact(signed) || !Intact(image) {
+			t.Errorf("%s: not intact as it was made", name)
+		}
 		signed[bytes.Index(signed, []byte("panic=1"))] ^= 1
+		if Intact(signed) || Intact(signed[:100]) || Intact(nil) {
+			t.Errorf("%s: a changed command line, or a cut file, is intact", name)
+		}
 		write(t, file, signed)
 		if out, err := verify(); err == nil {
 			t.Errorf("%s: sbverify took a changed command line\n%s", name, out)

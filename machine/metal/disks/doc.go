@@ -14,5 +14,5 @@
 //
 // DATA's secret is a file on STATE: without STATE, DATA is noise and is made anew. Without a TPM both are plain file systems, which protect nothing.
 //
-// It leaves out the file systems' programs (mke2fs, e2fsck), mounting the boot partition, the choice of slot, and repairing an installed root from a stick.
+// It leaves out the file systems' programs (mke2fs, e2fsck), mounting the boot partition, the choice of slot, and repairing an installed root from a stick (slots.Repair).
 package disks
