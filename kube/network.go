@@ -36,6 +36,10 @@ func (s *site) sysctls() map[string]string {
 //
 // "doors" is the second lock on what listens on all addresses by mistake.
 //
+// "between" keeps the machine from being a router: it forwards for its pods, and
+// what a NodePort sends on to another machine, and nothing else. Else who sits on
+// one of its networks would reach the others through it.
+//
 // "outward" lends pods the machine's address towards the world, and only
 // there: no plugin of ours does it, since theirs would hide pods from pods on
 // other machines.
@@ -69,6 +73,13 @@ table inet holdfast {
 		type filter hook input priority filter; policy accept;
 		iifname @known accept
 %[4]s		tcp dport { %[5]d, %[6]d, %[7]d } counter drop
+	}
+	chain between {
+		type filter hook forward priority filter; policy accept;
+		iifname @known accept
+		oifname @known accept
+		ct status dnat accept
+		counter drop
 	}
 	chain outward {
 		type nat hook postrouting priority srcnat; policy accept;

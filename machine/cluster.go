@@ -56,12 +56,13 @@ func (c *cluster) ensure(ctx context.Context, plan *kube.Plan) error {
 		what string
 		do   func() error
 	}{
-		{"addresses", func() error { return addLoopback(plan.Addresses) }},
+		// The filter comes before what it guards: addresses, and forwarding.
+		{"packet filter", func() error { return loadPacketFilter(ctx, plan.PacketFilter) }},
 		{"kernel settings", func() error { return writeSysctls(plan.Sysctls) }},
+		{"addresses", func() error { return addLoopback(plan.Addresses) }},
 		{"folders", func() error { return makeFolders(plan.Folders) }},
 		{"files", func() error { return writeFiles(plan.Files) }},
 		{"certificates", func() error { return c.certify(ctx, plan.Certificates) }},
-		{"packet filter", func() error { return loadPacketFilter(ctx, plan.PacketFilter) }},
 		{"processes", func() error { return c.run(ctx, c.children(plan)) }},
 	}
 	for _, s := range steps {
