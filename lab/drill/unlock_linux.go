@@ -3,6 +3,7 @@ package drill
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine/metal/luks"
@@ -64,8 +65,10 @@ func (d *drill) dropTokens() error {
 		return err
 	}
 	c := luks.Change{Tokens: map[int]*luks.Token{}}
-	for n := range v.Tokens() {
-		c.Tokens[n] = nil
+	for n, t := range v.Tokens() {
+		if slices.Contains(t.Slots, 0) { // the TPM's; 1 is the recovery key's
+			c.Tokens[n] = nil
+		}
 	}
 	if len(c.Tokens) == 0 {
 		return fmt.Errorf("STATE has no token of a TPM")
