@@ -64,7 +64,8 @@ type Config struct {
 	OS       OS     // what runs it; zero when hosted
 	// Platform is what an update of the OS needs. Nil: the OS is not ours to update.
 	Platform *Platform
-	// Upstreams are the name servers that the LAN named. Nil: none.
+	// Upstreams are the name servers that the LAN named, asked every few seconds.
+	// Nil: none.
 	Upstreams func() []netip.Addr
 	// Configure is told what the content that runs says of the box itself, such as
 	// its interfaces, proxy, name and time servers. Nil: nobody is told.
@@ -418,6 +419,7 @@ func (m *Machine) bootContent(ctx context.Context) error {
 // introduction is what the machine says of itself to whom it is a stranger.
 func (m *Machine) introduction() ([]byte, error) {
 	return wire.SignIntroduction(wire.Introduction{
+	m.group.Go(func() error { m.content.followUpstreams(working); return nil })
 		Fleet: m.seed.FleetID, Recipient: m.recipient, Protection: m.box.Protection(), Hostname: m.config.Hostname, Serial: m.config.Serial,
 	}, m.identity)
 }

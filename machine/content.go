@@ -36,7 +36,8 @@ type content struct {
 	*Machine
 	woken chan struct{}
 
-	replan atomic.Bool // the plan depends on something that changed
+	standing standing
+	replan   atomic.Bool // the plan depends on something that changed
 
 	// Owned by run.
 	running   *rendered      // what the cluster runs; nil before the first
@@ -51,12 +52,13 @@ type rendered struct {
 	*taken
 	resolved  *fleet.Resolved
 	plan      *kube.Plan
+	upstreams []netip.Addr       // that the plan was made with
 	started   bool               // the plan is true
 	rendering *applier.Rendering // nil before it came
 }
 
 func newContent(m *Machine) *content {
-	return &content{Machine: m, woken: make(chan struct{}, 1)}
+	return &content{Machine: m, woken: make(chan struct{}, 1), standing: standing{ensure: m.cluster.ensure}}
 }
 
 // wake says that a slice was accepted.
@@ -201,7 +203,7 @@ func (c *content) make(ctx context.Context, t *taken) error {
 // Rights of operators are the trust half and take effect by themselves.
 func (c *content) adoptNumber(ctx context.Context, next *rendered) error {
 	c.configure(next)
-	if err := c.cluster.ensure(ctx, next.plan); err != nil {
+	if err := c.stand(ctx, next); err != nil {
 		return err
 	}
 	if err := c.remember(next); err != nil {
@@ -232,10 +234,7 @@ func (c *content) plan(t *taken) (*rendered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: resolve the release: %w", errRefused, err)
 	}
-	var upstreams []netip.Addr
-	if c.config.Upstreams != nil {
-		upstreams = c.config.Upstreams()
-	}
+	upstreams := c.upstreams()
 	plan, err := kube.New(resolved, t.Member, c.cluster.paths, kube.Options{
 		Trust: c.memory.currentTrust(), Time: c.memory.floor(), Hosted: c.config.Hosted, Split: c.cluster.isSplit(),
 		Registry: c.registryAddress(), Memory: c.config.Memory, Hold: c.os.held(),
@@ -244,7 +243,7 @@ func (c *content) plan(t *taken) (*rendered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	return &rendered{taken: t, resolved: resolved, plan: plan}, nil
+	return &rendered{taken: t, resolved: resolved, plan: plan, upstreams: upstreams}, nil
 }
 
 // change stages next whole and then makes it true. On a machine that runs
@@ -333,7 +332,7 @@ func (c *content) start(ctx context.Context, next *rendered) error {
 	c.configure(next)
 	c.cluster.name = next.resolved.Fleet + "/" + next.resolved.Site
 	began := time.Now()
-	if err := c.cluster.ensure(ctx, next.plan); err != nil {
+	if err := c.stand(ctx, next); err != nil {
 		return err
 	}
 	c.reporter.timed("plan", began)
@@ -423,6 +422,7 @@ func (c *content) serveAPIAddress(next *rendered) error {
 	address := net.JoinHostPort(next.resolved.Network.APIAddress.String(), fmt.Sprint(kube.APIPort))
 	var backends []string
 	for _, m := range next.resolved.Machines {
+	c.fall()
 		if m.Role == kube.RoleControlPlane {
 			backends = append(backends, net.JoinHostPort(m.SiteAddress.String(), fmt.Sprint(kube.APIPort)))
 		}
