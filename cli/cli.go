@@ -169,7 +169,7 @@ take it, and report.
 	flags.StringVarP(&e.output, "output", "o", "text", "text or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &Error{Err: err, Hint: "holdfast " + c.Name() + " --help shows the flags", Code: CodeUsage}
+		return &Error{Err: err, Hint: c.CommandPath() + " --help shows the flags", Code: CodeUsage}
 	})
 	root.AddGroup(
 		&cobra.Group{ID: "fleet", Title: "The fleet repo:"},

@@ -111,7 +111,8 @@ func (e *env) tell(v any, format string, a ...any) error {
 
 // upOptions are the flags of lab up.
 type upOptions struct {
-	memory   int64
+	memory   memory
+	resize   bool // memory was named: machines that are there get it at their next start
 	listen   string
 	recovery string
 	keep     bool
@@ -120,7 +121,7 @@ type upOptions struct {
 }
 
 func (e *env) labUp(dir *string) *cobra.Command {
-	var o upOptions
+	o := upOptions{memory: labMemory}
 	cmd := &cobra.Command{
 		Use:   "up [SITE...]",
 		Short: "start sites, adopt their machines, release, and wait until they answer",
@@ -134,11 +135,12 @@ clone of your real one. Running it again starts what is not running.`,
 			if r := lab.Runtime(o.runtime); r != lab.Hosted && r != lab.Virtual {
 				return &Error{Err: fmt.Errorf("--runtime %s: want %s or %s", o.runtime, lab.Hosted, lab.Virtual), Code: CodeUsage}
 			}
+			o.resize = c.Flags().Changed("memory")
 			return e.runLabUp(c.Context(), *dir, a, o)
 		},
 	}
 	flags := cmd.Flags()
-	flags.Int64Var(&o.memory, "memory", labMemory, "bytes of memory that a machine may use")
+	flags.Var(&o.memory, "memory", "memory of each machine, from its next start on, such as 1Gi, 640Mi or plain bytes")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the hub on this computer")
 	flags.StringVar(&o.recovery, "recovery", "", "file with the recovery key, to take the hub's key out of the fleet repo; default: where init put it")
 	flags.StringVar(&e.key, "key", "", "SSH key of a signer and operator")
@@ -178,7 +180,7 @@ func (s *stopwatch) lap(format string, a ...any) {
 	}
 }
 
-func (e *env) runLabUp(ctx context.Context, dir string, names []string, o upOptions) error {
+func (e *env) runLabUp(ctx context.Context, dir string, names []string, o upOptions) (err error) {
 	watch := e.stopwatch()
 	r, err := e.repo(ctx)
 	if err != nil {
@@ -210,6 +212,8 @@ func (e *env) runLabUp(ctx context.Context, dir string, names []string, o upOpti
 	if err := e.labStart(ctx, l, w, r, o); err != nil {
 		return err
 	}
+	ctx, stop := e.watchBoxes(ctx, l, w)
+	defer func() { stop(); err = boxTrouble(ctx, err) }()
 	signer, err := e.operator(ctx, r, f.Trust)
 	if err != nil {
 		return err
@@ -293,9 +297,12 @@ func (e *env) labWanted(l lab.Lab, r *repo, f *fleet.Fleet, sites []*fleet.Site,
 			return nil, coded(CodeFaults, err)
 		}
 		known := len(w.Machines)
-		m := w.Add(s.Name, name, o.memory, filepath.Join(filepath.Dir(labPointer(r.GitDir())), "machines"))
+		m := w.Add(s.Name, name, int64(o.memory), filepath.Join(filepath.Dir(labPointer(r.GitDir())), "machines"))
 		if len(w.Machines) > known && lab.Runtime(o.runtime) == lab.Virtual {
 			m.Runtime, m.Disks = lab.Virtual, virtualDisks
+		}
+		if o.resize {
+			m.Memory = int64(o.memory)
 		}
 		m.Run, m.State, m.Data = true, int64(resolved.Class.StateSize), int64(resolved.Class.DataSize)
 	}

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/internal/flock"
 	"github.com/holdfast-edge/holdfast/lab/vm"
 	"github.com/holdfast-edge/holdfast/lab/vm/disk"
@@ -102,10 +103,12 @@ func (l Lab) Box(ctx context.Context, key string, network int, log *slog.Logger)
 	}
 	defer control.Close()
 	go b.listen(ctx, control)
+	b.trouble(*m, nil)
 	for ctx.Err() == nil && !b.stay.Load() {
 		pause := boxPause
 		if err := b.life(ctx); err != nil {
 			log.Error("run a virtual machine", "machine", key, "err", err)
+			b.trouble(*m, err)
 			pause = boxPatient
 		}
 		select {
@@ -140,6 +143,7 @@ func (b *box) life(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.trouble(*m, nil)
 	b.log.Info("virtual machine on", "machine", b.key, "accelerator", m.Accel)
 	if m.Unplugged {
 		if err := v.SetLink(ctx, false); err != nil {
@@ -155,6 +159,17 @@ func (b *box) life(ctx context.Context) error {
 	<-b.running
 	b.log.Info("virtual machine off", "machine", b.key)
 	return v.Wait()
+}
+
+// trouble says why the machine is not on, for Lab.Trouble; nil that it is, or that nobody has tried yet.
+func (b *box) trouble(m Machine, why error) {
+	err := os.Remove(b.lab.trouble(m))
+	if why != nil {
+		err = durable.WriteFile(b.lab.trouble(m), []byte(why.Error()+"\n"), 0o600)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.log.Error("say why a virtual machine is off", "machine", b.key, "err", err)
+	}
 }
 
 // end presses the power button, as who leaves the shop does, and pulls the plug

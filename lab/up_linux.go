@@ -65,7 +65,11 @@ func writeNew(path string, write func(string) error) error {
 // Console is what a machine's console shows; "" before its first start.
 func (l Lab) Console(m Machine) string {
 	if m.Virtual() {
-		return l.lastLines(m, 20)
+		lines := l.lastLines(m, 20)
+		if why := l.Trouble(m); why != "" {
+			lines += "it is off and cannot be started: " + why + "\n"
+		}
+		return lines
 	}
 	b, err := os.ReadFile(filepath.Join(m.Folder, "console"))
 	if err != nil {

@@ -55,7 +55,21 @@ func (l Lab) disk(m Machine, n int) string {
 func (l Lab) stick(m Machine) string   { return filepath.Join(l.MachineDir(m), "stick.raw") }
 func (l Lab) serial(m Machine) string  { return filepath.Join(l.MachineDir(m), "serial.log") }
 func (l Lab) control(m Machine) string { return filepath.Join(l.MachineDir(m), "control") }
+func (l Lab) trouble(m Machine) string { return filepath.Join(l.MachineDir(m), "trouble") }
 func (m Machine) tpm() string          { return filepath.Join(m.Folder, "swtpm") }
+
+// Trouble is why a virtual machine is not on although it should be; "" when it is,
+// or when its box has not tried yet.
+func (l Lab) Trouble(m Machine) string {
+	text, err := os.ReadFile(l.trouble(m))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// Log is where the process that a machine lives in writes its log.
+func (l Lab) Log(m Machine) string { return l.machine(m).log }
 
 // SerialLog is the file with all that a virtual machine said on its console.
 func (l Lab) SerialLog(m Machine) string { return l.serial(m) }

@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +42,27 @@ func TestHintsOfTheLabAreRead(t *testing.T) {
 		}
 		if len(n.Hubs) != 1 || n.Hubs[0] != HubAddress {
 			t.Errorf("hubs %v, want %s", n.Hubs, HubAddress)
+		}
+	}
+}
+
+// TestTroubleIsTold: what keeps a machine off stands where lab up and lab status look.
+func TestTroubleIsTold(t *testing.T) {
+	l := Lab{Dir: t.TempDir()}
+	m := (&Wanted{}).Add("london", "m1", 1<<30, l.path("boxes"))
+	m.Runtime = Virtual
+	if err := os.MkdirAll(l.MachineDir(*m), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b := &box{lab: l, key: m.Key(), log: slog.New(slog.DiscardHandler)}
+	for _, why := range []error{nil, errors.New("no room"), errors.New("no QEMU\nat all"), nil, nil} {
+		b.trouble(*m, why)
+		want := ""
+		if why != nil {
+			want = why.Error()
+		}
+		if got := l.Trouble(*m); got != want || strings.Contains(l.Console(*m), "cannot be started: "+want) != (why != nil) {
+			t.Errorf("got %q, want %q; console %q", got, want, l.Console(*m))
 		}
 	}
 }

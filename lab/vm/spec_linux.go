@@ -100,7 +100,7 @@ func (s Spec) validate() error {
 		faults = append(faults, fmt.Errorf("KVM runs no %s on %s", s.Architecture, runtime.GOARCH))
 	}
 	if s.Memory < 64<<20 {
-		faults = append(faults, fmt.Errorf("%d bytes of memory are too few", s.Memory))
+		faults = append(faults, fmt.Errorf("%d MiB of memory are too few, 64 MiB the least", s.Memory>>20))
 	}
 	for _, d := range s.Disks {
 		if d.Bus != Virtio && d.Bus != NVMe && d.Bus != USB {
