@@ -294,7 +294,11 @@ func (a *Authority) judge(fingerprint string, roles []string) ([]entry, error) {
 func (a *Authority) enter(client link.Pin, fingerprint string, roles []string) (*session, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if old := a.open[client]; old != nil {
+	old := a.open[client]
+	if old != nil && old.fingerprint == fingerprint {
+		return a.renew(old, roles), nil
+	}
+	if old != nil {
 		a.end(old, ErrEnded)
 	}
 	var oldest *session
@@ -314,17 +318,34 @@ func (a *Authority) enter(client link.Pin, fingerprint string, roles []string) (
 	case len(a.open) >= a.config.Sessions:
 		return nil, ErrFull
 	}
-	s := &session{
-		client: client, fingerprint: fingerprint, roles: roles,
-		began: time.Now(), ends: time.Now().Add(a.config.Lifetime),
-	}
+	s := &session{client: client, fingerprint: fingerprint, roles: roles}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
+	a.start(s)
+	return s, nil
+}
+
+// renew puts a session of the same person on the same computer in the place of one
+// that is open: two programs of one person, such as status --watch and a release,
+// have one client key, and neither may end what the other does. Both sets of roles
+// were proved. It is called with mu held.
+func (a *Authority) renew(old *session, roles []string) *session {
+	old.timer.Stop()
+	all := append(slices.Clone(old.roles), roles...)
+	slices.Sort(all)
+	s := &session{client: old.client, fingerprint: old.fingerprint, roles: slices.Compact(all), ctx: old.ctx, end: old.end}
+	a.start(s)
+	return s
+}
+
+// start lets a session's time run. It is called with mu held.
+func (a *Authority) start(s *session) {
+	s.began = time.Now()
+	s.ends = s.began.Add(a.config.Lifetime)
 	// Monotonic: setting the clock lengthens no session.
 	s.timer = time.AfterFunc(a.config.Lifetime, func() {
 		a.drop(s, fmt.Errorf("%w: open for %s", ErrEnded, a.config.Lifetime))
 	})
-	a.open[client] = s
-	return s, nil
+	a.open[s.client] = s
 }
 
 func (s *session) grant(entries []entry) *Grant {

@@ -191,6 +191,59 @@ func TestSessionOpensOnceAnHour(t *testing.T) {
 	}
 }
 
+// A person's programs share a client key, and one does not take from another what it opened.
+func TestProgramsOfOnePersonGoTogether(t *testing.T) {
+	signer := newSigner(t)
+	tgt := newTarget(t, &fleet.Trust{Operators: []fleet.Operator{operatorOf(signer, Operate, Read, Admin)}}, nil)
+	id := newIdentity(t)
+	working, err := Open(t.Context(), tgt.client(id, signer, Operate))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer working.Close()
+	response, err := working.HTTP.Get(working.URL("/v1/hang"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	for _, role := range []string{Read, Admin} {
+		other, err := Open(t.Context(), tgt.client(id, signer, role))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := other.who(t.Context()); err != nil {
+			t.Errorf("with role %s: %v", role, err)
+		}
+	}
+	again, err := working.HTTP.Get(working.URL("/v1/hang"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Body.Close()
+	if again.StatusCode != http.StatusOK {
+		t.Errorf("the first program is refused: %s", again.Status)
+	}
+	select {
+	case err := <-tgt.hung:
+		if !errors.Is(err, context.Canceled) { // of the second call, which we ended
+			t.Errorf("the first program was cut: %v", err)
+		}
+	default:
+	}
+	if n := tgt.authority.Count(); n != 1 {
+		t.Errorf("%d sessions are open, want one", n)
+	}
+	tgt.trust.Store(&fleet.Trust{})
+	tgt.authority.Recheck()
+	if _, err := io.Copy(io.Discard, response.Body); err == nil {
+		<-tgt.hung
+	}
+	if n := tgt.authority.Count(); n != 0 {
+		t.Errorf("%d sessions are open to nobody", n)
+	}
+}
+
 type countingSigner struct {
 	ssh.Signer
 	count int
