@@ -413,13 +413,13 @@ func (m *Machine) bootContent(ctx context.Context) error {
 		return m.content.run(working)
 	})
 	m.group.Go(func() error { m.cluster.watch(working, m.crashed, m.content.again); return nil })
+	m.group.Go(func() error { m.content.followUpstreams(working); return nil })
 	return nil
 }
 
 // introduction is what the machine says of itself to whom it is a stranger.
 func (m *Machine) introduction() ([]byte, error) {
 	return wire.SignIntroduction(wire.Introduction{
-	m.group.Go(func() error { m.content.followUpstreams(working); return nil })
 		Fleet: m.seed.FleetID, Recipient: m.recipient, Protection: m.box.Protection(), Hostname: m.config.Hostname, Serial: m.config.Serial,
 	}, m.identity)
 }
