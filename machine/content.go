@@ -409,6 +409,7 @@ func (c *content) leave(ctx context.Context, t *taken) error {
 	c.reporter.update(func(r *wire.Report) {
 		r.Phase, r.Detail, r.Apps, r.N = wire.Evicted, "by release "+fmt.Sprint(t.Tag.Payload.N), nil, t.Tag.Payload.N
 	})
+	c.fall()
 	if err := c.cluster.forget(ctx); err != nil {
 		return err
 	}
@@ -422,7 +423,6 @@ func (c *content) serveAPIAddress(next *rendered) error {
 	address := net.JoinHostPort(next.resolved.Network.APIAddress.String(), fmt.Sprint(kube.APIPort))
 	var backends []string
 	for _, m := range next.resolved.Machines {
-	c.fall()
 		if m.Role == kube.RoleControlPlane {
 			backends = append(backends, net.JoinHostPort(m.SiteAddress.String(), fmt.Sprint(kube.APIPort)))
 		}
