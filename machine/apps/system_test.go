@@ -237,7 +237,7 @@ var (
 // clear removes everything that bears our labels.
 func (s *site) clear() {
 	ctx := context.Background()
-	all, err := s.engine.client.listable(false)
+	all, err := s.engine.client.listable(ctx, false)
 	if err != nil {
 		s.Fatal(err)
 	}
