@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine/applier"
 	"github.com/holdfast-edge/holdfast/machine/balance"
+	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/images"
 	"github.com/holdfast-edge/holdfast/machine/update"
 	"github.com/holdfast-edge/holdfast/release"
@@ -93,6 +94,9 @@ func (c *content) run(ctx context.Context) error {
 			err = c.updateOS(ctx, c.running) // a machine that ran nothing before has its OS still to change
 		}
 		c.refused = nil
+		if !errors.Is(err, errRefused) {
+			c.fault(nil, faults.ContentRefused)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -108,6 +112,7 @@ func (c *content) run(ctx context.Context) error {
 			// is tried until another one comes, and what runs goes on.
 			c.log.Error("refuse a release's content", "n", target.Tag.Payload.N, "err", err)
 			c.refused = fmt.Errorf("release %d: %w", target.Tag.Payload.N, err)
+			c.fault(c.refused, faults.ContentRefused)
 			c.reporter.state(wire.Refused, c.refused.Error())
 			if accepted, _ := c.memory.now(); c.running == nil && accepted != nil && accepted.Digest != target.Digest {
 				c.unusable = target.Digest // an older machined wrote it: the accepted one is next

@@ -332,6 +332,11 @@ func (o *osUpdate) tell() {
 	if s.Refused != nil && slots.CompareVersions(s.Refused.Version, o.config.Platform.Running.Version) > 0 { // else it is past
 		o.faults.Set(faults.New(faults.OSRolledBack, s.Refused.Version, s.Refused.Reason))
 	}
+	if hold := o.updater.Hold(); hold != "" {
+		o.faults.Set(faults.New(faults.EtcdHeld, hold))
+	} else {
+		o.faults.Clear(faults.EtcdHeld)
+	}
 	o.reporter.update(func(r *wire.Report) { r.Trial = phase })
 }
 

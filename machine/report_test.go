@@ -3,10 +3,13 @@ package machine
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -237,6 +240,40 @@ func TestConsole(t *testing.T) {
 	c.tell(nil)
 	if strings.Contains(read(), "fault") {
 		t.Errorf("a fault that is gone:\n%s", read())
+	}
+}
+
+// Why the hub is not reached, as somebody who stands before the machine needs it:
+// a name that nobody resolves is not a firewall, and neither is another's key.
+func TestLinkFaults(t *testing.T) {
+	m := newMachine(Config{Log: quiet()})
+	m.console = newConsole("", nil)
+	m.reporter = newReporter(m.console)
+	u := &uplink{Machine: m}
+	dial := func(err error) error {
+		return fmt.Errorf("dial the hub: %w", &net.OpError{Op: "dial", Net: "tcp", Err: err})
+	}
+	for _, c := range []struct {
+		what  string
+		state link.State
+		want  string
+	}{
+		{"no route", link.State{Hub: "hub", Err: dial(syscall.EHOSTUNREACH)}, "E18 hub"},
+		{"no name", link.State{Hub: "hub", Err: dial(&net.DNSError{Err: "server misbehaving", Name: "hub"})}, "E18 hub,E21"},
+		{"names again", link.State{Hub: "hub", Err: dial(syscall.ECONNREFUSED)}, "E18 hub"},
+		{"another's key", link.State{Hub: "hub", Err: fmt.Errorf("dial: %w", link.ErrPin)}, "E18 hub,E19 hub"},
+		{"no name", link.State{Hub: "hub", Err: dial(&net.DNSError{Name: "hub"})}, "E18 hub,E19 hub,E21"},
+		{"there", link.State{Hub: "hub", Connected: true}, ""},
+	} {
+		u.state(c.state)
+		var names []string
+		now, _ := m.faults.Now()
+		for _, f := range now {
+			names = append(names, f.Name())
+		}
+		if got := strings.Join(names, ","); got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
 	}
 }
 

@@ -138,12 +138,18 @@ func (u *uplink) state(s link.State) {
 	case s.Connected:
 		u.console.show("hub", "connected to "+s.Hub)
 		u.faults.Clear(faults.NoRoute)
+		u.faults.Clear(faults.NoNames)
 		u.faults.Clear(faults.HubKey)
 	case s.Err != nil:
 		u.console.show("hub", "not connected: "+wire.Clean(s.Err.Error()))
-		if errors.Is(s.Err, link.ErrPin) {
+		var unnamed *net.DNSError
+		switch {
+		case errors.Is(s.Err, link.ErrPin):
 			u.faults.Set(faults.New(faults.HubKey, s.Hub))
-		} else {
+		case errors.As(s.Err, &unnamed):
+			u.faults.Set(faults.New(faults.NoNames, s.Err))
+		default:
+			u.faults.Clear(faults.NoNames)
 			u.faults.Set(faults.New(faults.NoRoute, s.Hub, s.Err))
 		}
 	}

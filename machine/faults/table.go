@@ -27,14 +27,13 @@ type Entry struct {
 }
 
 // The codes, by what they concern: 0x disks, 1x network, 2x time and trust,
-// 3x and E40 to E44 the OS, from E45 Kubernetes, 5x hardware, 6x a boot that
-// stopped, by its phase. A code that is out of use is not given
-// to anything else.
+// 3x and E40 to E44 the OS, from E45 Kubernetes, 6x a boot that stopped, by its
+// phase. A code that is out of use is not given to anything else: E12, E38, E55, E56.
 const (
 	NoDisk       Code = "E01" // what was looked for
 	ForeignDisk  Code = "E02" // disk, what is on it
 	SeveralDisks Code = "E03" // the disks
-	SmallDisk    Code = "E04" // disk, its size, the least
+	SmallDisk    Code = "E04" // disk, its size and the least
 	BadDisk      Code = "E05" // disk, error
 	Locked       Code = "E06" // why
 	LockedBoot   Code = "E07" // which registers differ
@@ -42,7 +41,6 @@ const (
 	StateSwapped Code = "E09" // why
 	FromStick    Code = "E10"
 	Unprotected  Code = "E11"
-	AwaitPeople  Code = "E12" // disk; the stick asks
 
 	NoCarrier     Code = "E16" // port
 	NoAddress     Code = "E17" // port
@@ -64,7 +62,6 @@ const (
 	OSRefused    Code = "E35" // version, error
 	OSRolledBack Code = "E36" // version, why
 	OSTooOld     Code = "E37" // version, floor
-	Corrupt      Code = "E38" // slot
 	NoWatchdog   Code = "E39"
 	UnsafeBoot   Code = "E40" // what
 	NoSlot       Code = "E41" // slot, error
@@ -76,9 +73,6 @@ const (
 	EtcdHeld    Code = "E46" // version
 	CrashLoops  Code = "E47" // process, error
 	DiskFull    Code = "E48" // disk, error
-
-	MemoryShort Code = "E55" // has, needs
-	NoModule    Code = "E56" // module, error
 
 	BootMounts   Code = "E60" // error; so are all that follow
 	BootWatchdog Code = "E61"
@@ -103,7 +97,7 @@ var table = []Entry{
 	{SeveralDisks, "several disks", "several disks could be used and no rule says which: %s", false, Wrong,
 		"More than one disk is large enough and the class does not choose. Guessing could erase the wrong one, so none is touched.",
 		"Name the disk by model, serial number, path or size in machine.disk of the class, the site or this machine, and release: it goes on by itself. For machines to come: holdfast os build --class."},
-	{SmallDisk, "disk too small", "disk %s has %s, %s are needed", true, Wrong,
+	{SmallDisk, "disk too small", "%s", false, Wrong,
 		"The boot partitions, two roots, STATE and DATA do not fit.",
 		"Put a larger disk in, or choose a smaller STATE and DATA in the OS image's profile."},
 	{BadDisk, "disk error", "disk %s: %s", true, Wrong,
@@ -127,9 +121,6 @@ var table = []Entry{
 	{Unprotected, "protection none", "protection: none - the disk is not encrypted and the key lies in a file", false, Note,
 		"The class says protection: none, or there is no TPM. Who takes the disk has all that is on it and the machine's identity; a rollback by disk is possible. Such a machine gets secrets only if the class says secretsUnprotected.",
 		"Nothing, if that is meant. Else switch the TPM on in the firmware, erase the disk, and install again."},
-	{AwaitPeople, "waiting to install", "disk %s is ready to be installed and waits for a release that allows it", true, Note,
-		"The stick found the disk, and the fleet wants a person's word before it is used.",
-		"Adopt the machine with the code on its console, and release."},
 
 	{NoCarrier, "no cable", "nothing is plugged into port %s", true, Wrong,
 		"The port has no link: no cable, a switch that is off, or a speed that the two do not share.",
@@ -187,9 +178,6 @@ var table = []Entry{
 	{OSTooOld, "below the version floor", "OS version %s is below the floor %s of this machine", false, Wrong,
 		"The machine ran a newer version for good. Older ones, though signed, may have holes that are closed since.",
 		"Boot the newest OS image. The floor rises only, and is in the TPM."},
-	{Corrupt, "root corrupt", "slot %s was left: its blocks are not what was signed", true, Wrong,
-		"A block of the root file system did not match its hash, so the machine restarted, at once and without using it. The disk fails, or somebody changed it.",
-		"The machine repairs the slot with the next OS update, or at once when it is started from a stick with the fleet's OS image. If it comes again, replace the disk."},
 	{NoWatchdog, "no watchdog", "no watchdog: a hang needs a person", false, Wrong,
 		"No hardware watchdog was found, or its driver is not in the OS image. A kernel that hangs stays hanging.",
 		"Switch the watchdog on in the firmware, or add its driver to the profile of the OS image."},
@@ -221,13 +209,6 @@ var table = []Entry{
 	{DiskFull, "disk full", "%s is full: %s", true, Wrong,
 		"Below a tenth the machine says so, below a twentieth pods are turned away.",
 		"See which app fills it: holdfast kubectl SITE get pods -A; the class can give DATA a larger disk."},
-
-	{MemoryShort, "memory short", "the machine has %s of memory, %s are needed", false, Wrong,
-		"The machine has less memory than its OS and Kubernetes need, so apps may be turned away or killed.",
-		"Give it more memory, or less to do."},
-	{NoModule, "driver missing", "kernel module %s: %s", true, Wrong,
-		"A module that the profile names, or that a device asks for, did not load.",
-		"Add it to the drivers in the profile of the OS image; without it the device does not work."},
 
 	{BootMounts, "boot: mounts", "the boot stopped, no file systems of the kernel: %s", false, Wrong,
 		"What the kernel shows as files (/proc, /sys, control groups), or the machine's own folders in memory, could not be mounted. " + again,

@@ -197,7 +197,7 @@ func TestDiskFault(t *testing.T) {
 		{fmt.Errorf("open disks: %w", &disks.ForeignError{Disk: "sda", What: "ntfs"}), faults.ForeignDisk},
 		{fmt.Errorf("open disks: %w", disks.ErrSeveral), faults.SeveralDisks},
 		{fmt.Errorf("open disks: %w", disks.ErrNoDisk), faults.NoDisk},
-		{fmt.Errorf("open disks: %w", disks.ErrSmall), faults.NoDisk},
+		{fmt.Errorf("open disks: %w", disks.ErrSmall), faults.SmallDisk},
 		{errors.New("input/output error"), faults.BadDisk},
 	} {
 		if got := diskFault(c.err, "vda"); got.Code != c.want {

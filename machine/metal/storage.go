@@ -340,6 +340,7 @@ func (m *metal) settle(d *disks.Disks) error {
 	}
 	if m.box.Protection() == box.ProtectionNone {
 		m.faults.Set(faults.New(faults.Unprotected))
+		m.faults.Set(faults.New(faults.RollbackByDisk))
 	}
 	if escrow := d.Escrow(); escrow != nil {
 		kept := filepath.Join(m.public, escrowName)
@@ -405,7 +406,9 @@ func diskFault(err error, disk string) faults.Fault {
 		return faults.New(faults.ForeignDisk, foreign.Disk, foreign.What)
 	case errors.Is(err, disks.ErrSeveral):
 		return faults.New(faults.SeveralDisks, err)
-	case errors.Is(err, disks.ErrNoDisk), errors.Is(err, disks.ErrSmall):
+	case errors.Is(err, disks.ErrSmall):
+		return faults.New(faults.SmallDisk, err)
+	case errors.Is(err, disks.ErrNoDisk):
 		return faults.New(faults.NoDisk, err)
 	}
 	return faults.New(faults.BadDisk, disk, err)
@@ -448,7 +451,11 @@ func (m *metal) platform() *machine.Platform {
 		Reboot: func(reason string) { m.power.request(reboot, reason) },
 	}
 	if m.tpm != nil {
-		p.Seal = func(ctx context.Context, to slots.Slot, uki string) error { return m.disks.Seal(ctx, string(to), uki) }
+		p.Seal = func(ctx context.Context, to slots.Slot, uki string) error {
+			err := m.disks.Seal(ctx, string(to), uki)
+			m.faults.Turn(err, faults.Unmeasured)
+			return err
+		}
 	}
 	return p
 }
