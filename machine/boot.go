@@ -160,7 +160,7 @@ func Run(ctx context.Context, config Config) error {
 	defer cancel()
 	group, work := errgroup.WithContext(work)
 	m.group = group
-	for _, p := range []phase{
+	err := m.walk(ctx, work, []phase{
 		{"identity", m.bootIdentity},
 		{"seed", m.bootSeed},
 		{"memory", m.bootMemory},
@@ -171,16 +171,10 @@ func Run(ctx context.Context, config Config) error {
 		{"door", m.bootDoor},
 		{"content", m.bootContent},
 		{"uplink", m.bootUplink},
-	} {
-		began := time.Now()
-		if ctx.Err() != nil {
-			break // asked to stop while it starts
-		}
-		if err := p.do(work); err != nil {
-			cancel()
-			return errors.Join(fmt.Errorf("boot phase %s: %w", p.name, err), group.Wait())
-		}
-		m.reporter.timed("boot/"+p.name, began)
+	})
+	if err != nil {
+		cancel()
+		return errors.Join(err, group.Wait())
 	}
 	if ctx.Err() == nil {
 		m.log.Info("booted", "machine", m.identity.ID(), "version", version.Version, "took", time.Since(m.started).Round(time.Millisecond))
@@ -195,6 +189,22 @@ func Run(ctx context.Context, config Config) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// walk goes through a boot table; what starts lives as long as work. It stops where
+// ctx has ended: somebody asked for the end while the machine starts.
+func (m *Machine) walk(ctx, work context.Context, table []phase) error {
+	for _, p := range table {
+		if ctx.Err() != nil {
+			return nil
+		}
+		began := time.Now()
+		if err := p.do(work); err != nil {
+			return fmt.Errorf("boot phase %s: %w", p.name, err)
+		}
+		m.reporter.timed("boot/"+p.name, began)
+	}
+	return nil
 }
 
 // newMachine fills in defaults.

@@ -67,20 +67,21 @@ func (m *Machine) limited(ctx context.Context, limits Limits) error {
 	defer cancel()
 	group, work := errgroup.WithContext(work)
 	m.group = group
-	for _, p := range []phase{
+	err := m.walk(work, work, []phase{
 		{"identity", m.bootIdentity},
 		{"seed", m.bootSeed},
 		{"memory", m.bootMemory},
 		{"limits", m.bootLimits},
 		{"door", m.bootDoor},
 		{"uplink", m.bootUplink},
-	} {
-		if err := p.do(work); err != nil {
-			cancel()
-			return errors.Join(fmt.Errorf("boot phase %s of a limited machine: %w", p.name, err), group.Wait())
-		}
+	})
+	if err != nil {
+		cancel()
+		return errors.Join(fmt.Errorf("a limited machine: %w", err), group.Wait())
 	}
-	m.log.Warn("limited", "machine", m.identity.ID(), "fault", limits.Reason.String())
+	if work.Err() == nil {
+		m.log.Warn("limited", "machine", m.identity.ID(), "fault", limits.Reason.String())
+	}
 	group.Go(func() error {
 		select {
 		case <-work.Done():
@@ -90,7 +91,7 @@ func (m *Machine) limited(ctx context.Context, limits Limits) error {
 		}
 		return nil
 	})
-	err := group.Wait()
+	err = group.Wait()
 	select {
 	case <-m.opened:
 		m.faults.Clear(limits.Reason.Code, limits.Reason.Subject)
