@@ -191,10 +191,10 @@ func unknownVerb(c *cobra.Command, a []string) error {
 	if len(a) == 0 {
 		return c.Help()
 	}
-	next := "holdfast help lists the verbs"
+	next := c.CommandPath() + " --help lists the verbs"
 	c.SuggestionsMinimumDistance = 2
 	if near := c.SuggestionsFor(a[0]); len(near) > 0 {
-		next = "did you mean: holdfast " + strings.Join(near, ", holdfast ")
+		next = "did you mean: " + c.CommandPath() + " " + strings.Join(near, ", "+c.CommandPath()+" ")
 	}
 	return &Error{Err: fmt.Errorf("no verb %q", a[0]), Hint: next, Code: CodeUsage}
 }

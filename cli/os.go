@@ -22,7 +22,7 @@ import (
 )
 
 func (e *env) osVerb() *cobra.Command {
-	cmd := &cobra.Command{Use: "os", Short: "make the OS image of your machines", GroupID: "release", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	cmd := &cobra.Command{Use: "os", Short: "make the OS image of your machines", GroupID: "release", Args: cobra.ArbitraryArgs, RunE: unknownVerb}
 	cmd.AddCommand(e.osKeys(), e.osBuild(), e.osAdd(), e.osPush())
 	return cmd
 }
@@ -74,8 +74,10 @@ func (e *env) runOSKeys(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := keys.Save(dir); err != nil {
+	if err := keys.Save(dir); errors.Is(err, secureboot.ErrThere) {
 		return hint(err, "machines that have enrolled these keys boot nothing that others signed: keep them, or name another folder")
+	} else if err != nil {
+		return err
 	}
 	for name, data := range enrol {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
@@ -174,6 +176,9 @@ func (e *env) runOSBuild(ctx context.Context, dir string, o osBuildOptions) erro
 	}
 	b, err := e.osOptions(ctx, o)
 	if err != nil {
+		return err
+	}
+	if err := olderParts(o.deltaFrom, o.version, b.Profile.Architecture); err != nil {
 		return err
 	}
 	b.Output = dir

@@ -47,14 +47,14 @@ func writeArtefact(ctx context.Context, r *build.Result, from, follows []string,
 	if err != nil {
 		return nil, err
 	}
+	if err := olderParts(from, m.Version, m.Architecture); err != nil {
+		return nil, err
+	}
 	var old []artefact.Source
 	for _, parts := range from {
-		s, before, err := source(parts)
+		s, _, err := source(parts)
 		if err != nil {
-			return nil, hint(fmt.Errorf("--delta-from %s: %w", parts, err), "name the folder of parts of an older version, such as %s", build.Name("0.1.0", m.Architecture))
-		}
-		if before.Architecture != m.Architecture || before.Version == m.Version {
-			return nil, fmt.Errorf("--delta-from %s: it is %s for %s, and this is %s for %s", parts, before.Version, before.Architecture, m.Version, m.Architecture)
+			return nil, fmt.Errorf("--delta-from %s: %w", parts, err)
 		}
 		old = append(old, s)
 	}
@@ -71,6 +71,25 @@ func writeArtefact(ctx context.Context, r *build.Result, from, follows []string,
 		answer.Deltas = append(answer.Deltas, osDelta{From: d.From, Size: d.Size()})
 	}
 	return answer, nil
+}
+
+// olderParts tells of all folders that are none, or not of another version for the
+// same architecture: before a build, which takes a while.
+func olderParts(from []string, version, architecture string) error {
+	var faults []error
+	for _, parts := range from {
+		before, err := build.ReadManifest(parts)
+		switch {
+		case err != nil:
+			faults = append(faults, fmt.Errorf("--delta-from %s: %w", parts, err))
+		case before.Architecture != architecture || before.Version == version:
+			faults = append(faults, fmt.Errorf("--delta-from %s: it is %s for %s, and this is %s for %s", parts, before.Version, before.Architecture, version, architecture))
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return hint(errors.Join(faults...), "name the folder of parts of an older version, such as %s", build.Name("0.1.0", architecture))
 }
 
 // artefactSource opens a folder of parts; the files are the caller's to close, whatever the error.

@@ -17,6 +17,9 @@ import (
 	"github.com/holdfast-edge/holdfast/osimage/artefact"
 )
 
+// updateFolder is the next step of who named another.
+const updateFolder = "FOLDER is the one that ends in -update beside the disk images of holdfast os build"
+
 func (e *env) osAdd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "add FOLDER...",
@@ -89,7 +92,7 @@ func (e *env) runOSPush(ctx context.Context, folders []string) error {
 	}
 	images, err := readImages(folders)
 	if err != nil {
-		return err
+		return hint(err, updateFolder)
 	}
 	list, err := addOS(r.dir, folders)
 	if err != nil {
@@ -143,7 +146,7 @@ func addOS(dir string, folders []string) ([]osAdded, error) {
 	for _, folder := range folders {
 		w, err := artefact.ReadLayout(folder)
 		if err != nil {
-			return nil, hint(err, "FOLDER is the one that ends in -update beside the disk images of holdfast os build")
+			return nil, hint(err, updateFolder)
 		}
 		c := w.Config
 		a := osAdded{Version: c.Version, Architecture: c.Architecture, Digest: w.Digest, Size: w.Size, Deltas: []osDelta{}, File: path.Join("os", c.Version+".yaml"), config: c}

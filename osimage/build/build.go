@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -55,6 +56,9 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if err := addOwn(newTree(), &o); err != nil { // what is missing is said before anything is fetched
+		return nil, err
+	}
 	lock, err := debian.ReadLock(o.Profile.Architecture)
 	if err != nil {
 		return nil, err
@@ -66,6 +70,10 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	name := Name(o.Version, o.Profile.Architecture)
 	b := &builder{o: &o, cache: cache, lock: lock, parts: filepath.Join(o.Output, name)}
 	if err := os.MkdirAll(filepath.Join(b.parts, PartKeys), 0o755); err != nil {
+		return nil, err
+	}
+	// The manifest is written last: parts without one are half of something.
+	if err := os.Remove(filepath.Join(b.parts, PartManifest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, step := range []func(context.Context) error{b.kernel, b.boot, b.root, b.uki, b.loader, b.describe} {

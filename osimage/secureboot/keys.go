@@ -75,6 +75,9 @@ type named struct {
 
 func (k *Keys) pairs() []named { return []named{{"PK", &k.PK}, {"KEK", &k.KEK}, {"db", &k.DB}} }
 
+// ErrThere is what Save wraps for keys that are there.
+var ErrThere = errors.New("is there already: use it, or take another folder")
+
 // Save writes NAME.key and NAME.pem of each pair into the folder, which it makes
 // when it is not there. Keys that are there are never replaced: machines that
 // have enrolled them would boot nothing new.
@@ -85,7 +88,7 @@ func (k Keys) Save(dir string) error {
 	for _, p := range k.pairs() {
 		for _, suffix := range []string{".key", ".pem"} {
 			if _, err := os.Lstat(filepath.Join(dir, p.name+suffix)); !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("save Secure Boot keys: %s is there already: use it, or take another folder", filepath.Join(dir, p.name+suffix))
+				return fmt.Errorf("save Secure Boot keys: %s %w", filepath.Join(dir, p.name+suffix), ErrThere)
 			}
 		}
 	}
