@@ -11,6 +11,9 @@ RUNC_VERSION       := $(shell sed -n 's|.*github.com/opencontainers/runc v\([^ ]
 # The same source against the next minor, by a module file of its own: what the trial of a new minor is tested with.
 KUBE_NEXT_VERSION  := $(shell sed -n 's|^\tk8s.io/kubernetes v||p' kubernetes/next.mod)
 
+# The patch release before, likewise: what an update by a patch release moves is measured with it.
+KUBE_PREVIOUS_VERSION := $(shell sed -n 's|^\tk8s.io/kubernetes v||p' kubernetes/previous.mod)
+
 # $(call kube_ldflags,1.36.3) stamps that version: without it nodes report v0.0.0-master.
 kube_ldflags = -s -w \
   -X k8s.io/component-base/version.gitVersion=v$(1) \
@@ -40,6 +43,11 @@ bin/system-next/kube: $(wildcard kubernetes/*.go kubernetes/*/*.go kubernetes/ne
 	@[ -e $@ ] || echo "    Kubernetes $(KUBE_NEXT_VERSION) from source: 8 to 15 minutes the first time, then under one"
 	@mkdir -p $(@D)
 	@$(STEP) "build $@" sh -c 'cd kubernetes && CGO_ENABLED=0 go build -modfile=next.mod -trimpath -ldflags "$(call kube_ldflags,$(KUBE_NEXT_VERSION))" -o ../$@ .'
+
+bin/system-previous/kube: $(wildcard kubernetes/*.go kubernetes/*/*.go kubernetes/previous.*)
+	@[ -e $@ ] || echo "    Kubernetes $(KUBE_PREVIOUS_VERSION) from source: 8 to 12 minutes the first time, then under one"
+	@mkdir -p $(@D)
+	@$(STEP) "build $@" sh -c 'cd kubernetes && CGO_ENABLED=0 go build -modfile=previous.mod -trimpath -ldflags "$(call kube_ldflags,$(KUBE_PREVIOUS_VERSION))" -o ../$@ .'
 
 $(SYSTEM)/kube: $(wildcard kubernetes/*.go kubernetes/*/*.go kubernetes/go.*)
 	@[ -e $@ ] || echo "    Kubernetes $(KUBE_VERSION) from source: 8 to 12 minutes the first time, then under one"
