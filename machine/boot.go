@@ -85,6 +85,9 @@ type Config struct {
 	// SignedTime is told the newest signed time, at boot and when it rises. Nil:
 	// nobody is told.
 	SignedTime func(time.Time)
+	// Trusted is told the recovery recipients of the trust that holds, at boot and
+	// with each release, before anything else of it. Nil: nobody is told.
+	Trusted func(recovery []string)
 	// Pulse is called every few seconds as long as the machine's processes are
 	// looked after: for a watchdog. Nil: nobody is told.
 	Pulse func()
@@ -321,6 +324,9 @@ func (m *Machine) tellTrust() {
 	}
 	if floor := m.memory.floor(); m.config.SignedTime != nil && !floor.IsZero() {
 		m.config.SignedTime(floor)
+	}
+	if t := m.memory.currentTrust(); t != nil && m.config.Trusted != nil && m.limits == nil {
+		m.config.Trusted(t.Recovery)
 	}
 }
 

@@ -41,6 +41,7 @@ const (
 	StateSwapped Code = "E09" // why
 	FromStick    Code = "E10"
 	Unprotected  Code = "E11"
+	OldRecovery  Code = "E13" // error
 
 	NoCarrier     Code = "E16" // port
 	NoAddress     Code = "E17" // port
@@ -121,6 +122,9 @@ var table = []Entry{
 	{Unprotected, "protection none", "protection: none - the disk is not encrypted and the key lies in a file", false, Note,
 		"The class says protection: none, or there is no TPM. Who takes the disk has all that is on it and the machine's identity; a rollback by disk is possible. Such a machine gets secrets only if the class says secretsUnprotected.",
 		"Nothing, if that is meant. Else switch the TPM on in the firmware, erase the disk, and install again."},
+	{OldRecovery, "old recovery key", "the recovery key is not changed to trust.yaml's people: %s", false, Wrong,
+		"trust.yaml names other recovery recipients than those who can read this machine's recovery key, and making a new one, or keeping its escrow on the boot partition, failed. The machine tries again with each release and at each boot.",
+		"See to the disk. Until then the recipients before can open it, if they hold it in their hands."},
 
 	{NoCarrier, "no cable", "nothing is plugged into port %s", true, Wrong,
 		"The port has no link: no cable, a switch that is off, or a speed that the two do not share.",

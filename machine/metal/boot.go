@@ -342,7 +342,7 @@ func (m *metal) config() machine.Config {
 		Memory:   int64(info.Totalram) * int64(info.Unit),
 		OS:       machine.OS{Version: osRelease("IMAGE_VERSION"), Slot: m.booted.Slot},
 		Platform: m.platform(), Upstreams: m.upstreams, Configure: m.configure,
-		Faults: m.faults, Screen: m.screen, LinkState: m.contact, SignedTime: m.clock.Signed, Pulse: m.pulse.Beat,
+		Faults: m.faults, Screen: m.screen, LinkState: m.contact, SignedTime: m.clock.Signed, Trusted: m.trusted, Pulse: m.pulse.Beat,
 		StopTime: stopTime, Log: m.log,
 	}
 }

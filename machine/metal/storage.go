@@ -1,7 +1,6 @@
 package metal
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +32,6 @@ const (
 	profileFile = "/usr/share/holdfast/profile.json"
 	stickDir    = runDir + "/stick"
 	tpmDevice   = "/dev/tpmrm0"
-	escrowName  = "recovery.age"
 )
 
 // bootESP mounts the partition that the machine was booted from: the machine's
@@ -270,23 +268,30 @@ func (m *metal) diskOptions() (disks.Options, error) {
 	}
 	o.StateSize, o.DataSizeMin, o.Rule = p.StateSize, p.DataSizeMin, disks.Rule(p.Disk)
 	if m.tpm != nil {
-		o.TPM, o.Escrow = m.tpm, m.escrow
+		// A STATE that is made is escrowed to the people of the seed's trust: what a
+		// release said since is on no new disk, and followed as soon as it is known.
+		seed, err := readSeed()
+		if err != nil {
+			return o, err
+		}
+		_, trust, err := seed.Anchor()
+		if err != nil {
+			return o, err
+		}
+		o.TPM, o.Recipients = m.tpm, recipients(trust.Recovery)
+		o.Escrow = func(key []byte) ([]byte, error) {
+			return sealEscrow(key, seed.FleetID, trust.Recovery, m.box.Signer())
+		}
 	}
 	return o, nil
 }
 
-// escrow encrypts a recovery key to those people of the seed's trust who may
-// bring the fleet back. Without any there is no recovery key.
-func (m *metal) escrow(key []byte) ([]byte, error) {
-	var seed release.Seed
+// readSeed reads the fleet seed.
+func readSeed() (seed release.Seed, err error) {
 	if err := durable.ReadJSON(seedFile, &seed); err != nil {
-		return nil, fmt.Errorf("read the fleet seed: %w", err)
+		return seed, fmt.Errorf("read the fleet seed: %w", err)
 	}
-	_, trust, err := seed.Anchor()
-	if err != nil {
-		return nil, err
-	}
-	return sealEscrow(key, seed.FleetID, trust.Recovery, m.box.Signer())
+	return seed, nil
 }
 
 // unlock opens a locked disk with what people brought.
@@ -342,15 +347,7 @@ func (m *metal) settle(d *disks.Disks) error {
 		m.faults.Set(faults.New(faults.Unprotected))
 		m.faults.Set(faults.New(faults.RollbackByDisk))
 	}
-	if escrow := d.Escrow(); escrow != nil {
-		kept := filepath.Join(m.public, escrowName)
-		if old, err := os.ReadFile(kept); err != nil || !bytes.Equal(old, escrow) {
-			if err := durable.WriteFile(kept, escrow, 0o600); err != nil {
-				return fmt.Errorf("keep the escrow of the recovery key: %w", err)
-			}
-		}
-	}
-	return nil
+	return keepEscrow(m.public, d.Escrow())
 }
 
 // repair makes the disk's boot slots whole again with what the stick has, as far as

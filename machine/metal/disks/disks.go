@@ -37,7 +37,8 @@ type Options struct {
 	DataSizeMin int64 // bytes; 0: osimage.DataSizeMin
 
 	// Escrow encrypts the recovery key of a STATE that is made, for people. nil, or a result of no bytes: there will be no recovery key.
-	Escrow func(key []byte) ([]byte, error)
+	Escrow     func(key []byte) ([]byte, error)
+	Recipients string // names those people; noted beside the escrow
 
 	Log *slog.Logger // nil: slog.Default()
 

@@ -426,7 +426,7 @@ func TestNobodyForRecovery(t *testing.T) {
 	if err != nil || d.Escrow() != nil {
 		t.Fatalf("escrow %q, %v", d.Escrow(), err)
 	}
-	if escrow, err := d.Rekey(m.options().Escrow); err != nil || !bytes.HasPrefix(escrow, []byte(escrowMark)) {
+	if escrow, err := d.Rekey("p", m.options().Escrow); err != nil || !bytes.HasPrefix(escrow, []byte(escrowMark)) {
 		t.Errorf("recipients named later: %q, %v", escrow, err)
 	}
 }
@@ -436,7 +436,7 @@ func TestRekey(t *testing.T) {
 	m.pretend = true
 	d := m.mustOpen()
 	old := bytes.TrimPrefix(d.Escrow(), []byte(escrowMark))
-	escrow, err := d.Rekey(func(key []byte) ([]byte, error) { return append([]byte("new "), key...), nil })
+	escrow, err := d.Rekey("two", func(key []byte) ([]byte, error) { return append([]byte("new "), key...), nil })
 	if err != nil || !bytes.HasPrefix(escrow, []byte("new ")) || !bytes.Equal(escrow, d.Escrow()) {
 		t.Fatalf("%q, %v", escrow, err)
 	}
@@ -448,6 +448,85 @@ func TestRekey(t *testing.T) {
 	if _, err := Unlock(t.Context(), m.options(), bytes.TrimPrefix(escrow, []byte("new "))); err != nil {
 		t.Errorf("the new key: %v", err)
 	}
+}
+
+// TestRekeyPowerCuts lets the power go at each write of a change of the recovery
+// key: the escrow in the header opens STATE each time. As long as the old key
+// opens anything that is still on the disk, the recipients are not noted.
+func TestRekeyPowerCuts(t *testing.T) {
+	const to = "new "
+	for _, nobody := range []bool{false, true} {
+		escrow := func(key []byte) ([]byte, error) {
+			if nobody {
+				return nil, nil
+			}
+			return append([]byte(to), key...), nil
+		}
+		for n := 0; ; n++ {
+			m := newMachine(t).withImage()
+			m.pretend = true
+			d := m.mustOpen()
+			m.write("state/release", "17")
+			if d.Recipients() != "first" || !d.Recoverable() {
+				t.Fatalf("made for %q", d.Recipients())
+			}
+			old := bytes.TrimPrefix(d.Escrow(), []byte(escrowMark))
+			before := secondSlot(t, d)
+			m.left = n
+			_, err := d.Rekey("second", escrow)
+			done := err == nil
+			if !done && !errors.Is(err, errCut) {
+				t.Fatalf("cut %d: %v", n, err)
+			}
+			m.reset()
+			d = m.mustOpen()
+			if m.read("state/release") != "17" {
+				t.Fatalf("cut %d: STATE is lost", n)
+			}
+			now, named := d.Escrow(), d.Recipients()
+			if now != nil {
+				key, isNew := bytes.CutPrefix(now, []byte(to))
+				if !isNew {
+					key = bytes.TrimPrefix(now, []byte(escrowMark))
+				}
+				if _, err := d.rim.state.volume.Unlock(recoverySlot, key); err != nil {
+					t.Errorf("cut %d: the escrow in the header does not open: %v", n, err)
+				}
+				if isNew && named == "first" || !isNew && named != "first" {
+					t.Errorf("cut %d: new %t, and made for %q", n, isNew, named)
+				}
+			}
+			if settled := named == "second" || !d.Recoverable(); settled && bytes.Equal(secondSlot(t, d), before) {
+				t.Errorf("cut %d: what the old key opens is still on the disk", n)
+			}
+			if _, err := d.Rekey("second", escrow); err != nil {
+				t.Fatalf("cut %d: once more: %v", n, err)
+			}
+			if _, err := d.rim.state.volume.Unlock(recoverySlot, old); err == nil {
+				t.Errorf("cut %d: the old key opens STATE", n)
+			}
+			if d.Recoverable() == nobody || !nobody && d.Recipients() != "second" {
+				t.Errorf("cut %d: at the end for %q, recoverable %t", n, d.Recipients(), d.Recoverable())
+			}
+			if done {
+				if n < 6 {
+					t.Errorf("only %d cuts", n)
+				}
+				break
+			}
+		}
+	}
+}
+
+// secondSlot is a part of what Format wrote for the recovery key's slot: the
+// second area, behind both copies of the header.
+func secondSlot(t *testing.T, d *Disks) []byte {
+	t.Helper()
+	b := make([]byte, 4096)
+	if _, err := d.rim.state.dev.ReadAt(b, 2*16384+258048+8192); err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func TestWithoutTPM(t *testing.T) {

@@ -28,7 +28,10 @@ const (
 	recoverySlot = 1
 
 	tokenSealed   = "holdfast-tpm2"     // slot, blob, pcr7, pcr11
-	tokenRecovery = "holdfast-recovery" // escrow
+	tokenRecovery = "holdfast-recovery" // escrow, recipients
+
+	tokenEscrow     = "escrow"
+	tokenRecipients = "recipients" // whom the escrow was made to; only once nothing opens to those before
 
 	recoveryToken = 2 // number; 0 and 1 are the tokens of slots a and b
 
@@ -121,7 +124,7 @@ func recovery(escrow func([]byte) ([]byte, error)) (secret []byte, token *luks.T
 	if len(sealed) == 0 {
 		return nil, nil, nil
 	}
-	return secret, &luks.Token{Type: tokenRecovery, Slots: []int{recoverySlot}, Data: map[string]string{"escrow": base64.StdEncoding.EncodeToString(sealed)}}, nil
+	return secret, &luks.Token{Type: tokenRecovery, Slots: []int{recoverySlot}, Data: map[string]string{tokenEscrow: base64.StdEncoding.EncodeToString(sealed)}}, nil
 }
 
 // formatState makes a new STATE. The note of its key comes first: a power cut in between leaves a note of a volume that never was, and the next boot does
@@ -144,6 +147,9 @@ func (r *rim) formatState() error {
 			return err
 		}
 		if escrow != nil {
+			if r.o.Recipients != "" {
+				escrow.Data[tokenRecipients] = r.o.Recipients
+			}
 			c.Slots[recoverySlot], c.Tokens[recoveryToken] = key, escrow
 		}
 	}
@@ -303,7 +309,7 @@ func escrowOf(v *luks.Volume) []byte {
 	if !ok || t.Type != tokenRecovery {
 		return nil
 	}
-	b, err := base64.StdEncoding.DecodeString(t.Data["escrow"])
+	b, err := base64.StdEncoding.DecodeString(t.Data[tokenEscrow])
 	if err != nil {
 		return nil
 	}
@@ -469,22 +475,65 @@ func (d *Disks) Escrow() []byte {
 	return escrowOf(d.rim.state.volume)
 }
 
-// Rekey makes a new recovery key and forgets the old one, such as when the recovery recipients have changed. It returns the new escrow; nil when escrow
-// gave no bytes, and then there is no recovery key any more.
-func (d *Disks) Rekey(escrow func(key []byte) ([]byte, error)) ([]byte, error) {
+// Recipients is what Rekey was last told of whom the escrow is made to; "" when there is no recovery key, when a Rekey was cut off, and for an escrow of
+// which nobody noted that.
+func (d *Disks) Recipients() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v := d.rim.state.volume
+	if d.rim.state.volume == nil {
+		return ""
+	}
+	t := d.rim.state.volume.Tokens()[recoveryToken]
+	if t.Type != tokenRecovery {
+		return ""
+	}
+	return t.Data[tokenRecipients]
+}
+
+// Recoverable tells whether a recovery key opens STATE.
+func (d *Disks) Recoverable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rim.state.volume != nil && slices.Contains(d.rim.state.volume.Slots(), recoverySlot)
+}
+
+// Rekey makes a new recovery key and forgets the old one, such as when the recovery recipients have changed, and notes the new ones. It returns the new
+// escrow; nil when escrow gave no bytes, and then there is no recovery key any more. A power cut leaves the old key with its escrow or the new one with its
+// own; the recipients are noted when the old key's slot is wiped, so that what was cut before that is done again, and wipes it then.
+func (d *Disks) Rekey(recipients string, escrow func(key []byte) ([]byte, error)) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v, key := d.rim.state.volume, d.rim.state.key
 	if v == nil {
 		return nil, nil
+	}
+	change := func(secret []byte, token *luks.Token) error {
+		c := luks.Change{Slots: map[int][]byte{recoverySlot: secret}, Tokens: map[int]*luks.Token{recoveryToken: token}}
+		if err := v.Apply(key, c); err != nil {
+			return fmt.Errorf("change the recovery key: %w", err)
+		}
+		return nil
 	}
 	secret, token, err := recovery(escrow)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(secret)
-	if err := v.Apply(d.rim.state.key, luks.Change{Slots: map[int][]byte{recoverySlot: secret}, Tokens: map[int]*luks.Token{recoveryToken: token}}); err != nil {
-		return nil, fmt.Errorf("change the recovery key: %w", err)
+	if token == nil {
+		// A key that nobody knows first: as long as the slot is there, a cut is seen.
+		if err := change(random(luks.MinSecret), nil); err != nil {
+			return nil, err
+		}
+		return nil, change(nil, nil)
+	}
+	if err := change(secret, token); err != nil {
+		return nil, err
+	}
+	if recipients != "" {
+		token.Data[tokenRecipients] = recipients
+		if err := v.Apply(nil, luks.Change{Tokens: map[int]*luks.Token{recoveryToken: token}}); err != nil {
+			return nil, fmt.Errorf("note the recovery recipients: %w", err)
+		}
 	}
 	return escrowOf(v), nil
 }

@@ -349,8 +349,8 @@ const escrowMark = "escrow of "
 
 func (m *machine) options() Options {
 	o := Options{Boot: m.boot, Rule: m.rule, Notes: cutNotes{m.notes, m.world}, StateSize: testState, DataSizeMin: testData,
-		Escrow: func(key []byte) ([]byte, error) { return append([]byte(escrowMark), key...), nil },
-		Log:    slog.New(slog.DiscardHandler), system: m.world, mounts: m.dir}
+		Escrow: func(key []byte) ([]byte, error) { return append([]byte(escrowMark), key...), nil }, Recipients: "first",
+		Log: slog.New(slog.DiscardHandler), system: m.world, mounts: m.dir}
 	if !m.plain {
 		o.TPM = m.tpm
 	}
