@@ -90,8 +90,8 @@ func (c *content) run(ctx context.Context) error {
 			continue
 		}
 		err := c.make(ctx, target)
-		if err == nil && c.running != nil {
-			err = c.updateOS(ctx, c.running) // a machine that ran nothing before has its OS still to change
+		if err == nil {
+			err = c.catchUp(ctx)
 		}
 		c.refused = nil
 		if !errors.Is(err, errRefused) {
@@ -326,7 +326,7 @@ func (c *content) withRunning(wanted []images.Image) []images.Image {
 
 // cause prefers the reason for which ctx ended.
 func cause(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(context.Cause(ctx), errSuperseded) {
+	if ctx.Err() != nil && errors.Is(context.Cause(ctx), errSuperseded) && !errors.Is(err, update.ErrRebooting) {
 		return errSuperseded
 	}
 	return err
@@ -387,6 +387,19 @@ func (c *content) updateOS(ctx context.Context, next *rendered) error {
 		return err
 	}
 	return c.os.begin(ctx, t, next, c.running)
+}
+
+// catchUp changes the OS where what runs wants another one: a machine that ran
+// nothing before, or had to go on with what it had, has its OS still to change. What
+// was accepted since says itself which OS it wants; it may take this one back.
+func (c *content) catchUp(ctx context.Context) error {
+	accepted, _ := c.memory.now()
+	if c.running == nil || accepted != nil && accepted.Tag.Payload.N > c.running.Tag.Payload.N {
+		return nil
+	}
+	ctx, cancel := c.superseded(ctx, c.running.taken, false)
+	defer cancel()
+	return cause(ctx, c.updateOS(ctx, c.running))
 }
 
 // settle says how the machine is, until something new is accepted.
