@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-edge/holdfast/internal/cgroups"
 	"github.com/holdfast-edge/holdfast/internal/durable"
+	"github.com/holdfast-edge/holdfast/osimage/fat"
 )
 
 const (
@@ -122,11 +125,36 @@ func groups() error {
 // mountESP mounts the boot partition for kept files and for updates. A damaged
 // one stays writable: an update that was cut off must be mended.
 func mountESP(device string) error {
+	mendESP(device)
 	err := unix.Mount("/dev/"+device, espDir, "vfat", inert|unix.MS_NOATIME, "umask=0077,errors=continue,flush")
 	if err != nil {
 		return fmt.Errorf("mount the boot partition %s: %w", device, err)
 	}
 	return nil
+}
+
+// mendESP repairs what a power cut left of the boot partition: Linux never clears
+// its mark, and an update that was cut off would keep its room for ever. What is
+// not repaired is mounted as it is.
+func mendESP(device string) {
+	f, err := os.OpenFile("/dev/"+device, os.O_RDWR, 0)
+	if err == nil {
+		var said []string
+		said, err = fat.Mend(f, unfinished)
+		for _, s := range said {
+			slog.Info("boot partition repaired", "what", s)
+		}
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		slog.Warn("the boot partition is not repaired", "err", err)
+	}
+}
+
+// unfinished tells names that a file has before it gets its own: of a rename that
+// the power cut in two, the other one stays.
+func unfinished(name string) bool {
+	return slices.ContainsFunc([]string{".durable-", ".new", ".tmp", ".fix"}, func(part string) bool { return strings.Contains(name, part) })
 }
 
 // lasting are folders on DATA that programs expect elsewhere.
