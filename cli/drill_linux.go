@@ -260,6 +260,24 @@ func greet(text []byte, greeting string) []byte {
 	return append(bytes.TrimRight(text, "\n"), []byte(vars+line)...)
 }
 
+// greets says whether the site declares a greeting; nothing else is known to be free to change.
+func greets(m *target) (bool, error) {
+	resolved, err := m.fleet.Resolve(m.site)
+	if err != nil {
+		return false, err
+	}
+	_, declared := resolved.Vars["greeting"]
+	return declared, nil
+}
+
+func (s *drillSite) Free(ctx context.Context) (bool, error) {
+	m, err := s.member(ctx)
+	if err != nil {
+		return false, err
+	}
+	return greets(m)
+}
+
 // Change gives the site another greeting, where the fleet has that variable.
 func (s *drillSite) Change(ctx context.Context, why string) (uint64, string, error) {
 	m, err := s.member(ctx)
@@ -267,12 +285,8 @@ func (s *drillSite) Change(ctx context.Context, why string) (uint64, string, err
 		return 0, "", err
 	}
 	r, at := m.repo, m.site
-	resolved, err := m.fleet.Resolve(at)
-	if err != nil {
+	if free, err := greets(m); err != nil || !free {
 		return 0, "", err
-	}
-	if _, declared := resolved.Vars["greeting"]; !declared {
-		return 0, "", nil // nothing here that is known to be free to change
 	}
 	file := filepath.Join(r.dir, filepath.FromSlash(at.Dir), "site.yaml")
 	text, err := os.ReadFile(file)
@@ -394,6 +408,9 @@ func (s *drillSite) ReleaseOS(ctx context.Context, o *drill.OSBuild, t drill.Tim
 		return 0, err
 	}
 	err = edit(path.Join(m.site.Dir, "site.yaml"), func(text string) string {
+		if o.Says != "" {
+			text = string(greet([]byte(text), o.Says))
+		}
 		return timed(text, t)
 	})
 	if err != nil {

@@ -33,6 +33,8 @@ type Site interface {
 	// and returns the number of the release and a text that the app then says; 0 when
 	// the fleet repo has nothing that is known to be free to change.
 	Change(ctx context.Context, why string) (n uint64, says string, err error)
+	// Free says whether the app has a text that is known to be free to change.
+	Free(ctx context.Context) (bool, error)
 	// BuildOS builds a version of the fleet's OS, with a delta from a folder of parts;
 	// without one it makes no update, parts only. change, if not nil, makes it another one than the programs here make.
 	BuildOS(ctx context.Context, version, from string, change func(*build.Options) error) (*OSBuild, error)
@@ -50,6 +52,7 @@ type OSBuild struct {
 	Version       string
 	Parts, Folder string // of parts, and of the update
 	Whole, Delta  int64  // bytes to fetch
+	Says          string // what the app is to say with it, where that is free to change; "": what it says
 }
 
 // API is a way to a site's Kubernetes.

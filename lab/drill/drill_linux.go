@@ -46,6 +46,8 @@ type drill struct {
 	luks    string // STATE's identity
 	built   time.Time
 	spare   *OSBuild // power: what is written to the idle slot again and again
+	good    *OSBuild // upgrade: what is well, and forced back
+	program string   // Kubernetes of it
 
 	architecture string
 }

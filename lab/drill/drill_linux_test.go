@@ -50,7 +50,8 @@ type fakeSite struct{ url string }
 func (s fakeSite) API(context.Context, func() time.Time) (*API, error) {
 	return &API{URL: s.url, HTTP: http.DefaultClient}, nil
 }
-func (fakeSite) Unlock(context.Context) error { return nil }
+func (fakeSite) Free(context.Context) (bool, error) { return false, nil }
+func (fakeSite) Unlock(context.Context) error       { return nil }
 
 func (fakeSite) Status(context.Context) (wire.MachineStatus, uint64, error) {
 	return wire.MachineStatus{}, 0, errors.ErrUnsupported

@@ -17,6 +17,9 @@ import (
 	"github.com/holdfast-edge/holdfast/osimage/gpt"
 )
 
+// waking is how long a machine may take that just boots when a drill begins.
+const waking = 5 * time.Minute
+
 // begin looks at the machine before anything is done to it: a drill of a sick one proves nothing.
 func (d *drill) begin(ctx context.Context) error {
 	manifest, err := build.ReadManifest(d.machine.OS)
@@ -24,7 +27,7 @@ func (d *drill) begin(ctx context.Context) error {
 		return err
 	}
 	d.built, d.architecture = manifest.Built, manifest.Architecture
-	return d.step(ctx, "look at the machine", "it is well before the drill", func(ctx context.Context) (string, string, error) {
+	return d.stepIn(ctx, min(d.Patience, waking), "look at the machine", "it is well before the drill", func(ctx context.Context) (string, string, error) {
 		if d.luks, err = d.stateID(); err != nil {
 			return "", "", err
 		}

@@ -158,7 +158,7 @@ func (d *drill) upgrade(ctx context.Context) error {
 // buildNext builds an OS with the next minor of Kubernetes.
 func (d *drill) buildNext(ctx context.Context, before siteBefore, change func(*build.Options) error) (made *OSBuild, version string, err error) {
 	number := d.fresh(before.OS)
-	err = d.step(ctx, fmt.Sprintf("build OS %s with the next minor of Kubernetes", number), "an update with a delta from "+before.OS, func(ctx context.Context) (string, string, error) {
+	err = d.longStep(ctx, fmt.Sprintf("build OS %s with the next minor of Kubernetes", number), "an update with a delta from "+before.OS, func(ctx context.Context) (string, string, error) {
 		var system string
 		defer func() { os.RemoveAll(system) }()
 		made, err = d.Site.BuildOS(ctx, number, d.parts(before.OS), func(o *build.Options) (err error) {
@@ -212,19 +212,50 @@ func (d *drill) forceBack(ctx context.Context, p instant, saboteur []byte) (gone
 	if err != nil {
 		return false, err
 	}
-	var change func(*build.Options) error
-	if p.at == "" {
-		change = func(o *build.Options) error {
-			o.Replace = map[string][]byte{wordPath: []byte(p.word + "\n"), machinedPath: saboteur}
-			return nil
+	if p.at != "" {
+		made, program, err := d.goodNext(ctx, before, p.word)
+		if err != nil {
+			return false, err
 		}
+		gone, _, err = d.try(ctx, before, made, program, p)
+		return gone, err
+	}
+	change := func(o *build.Options) error {
+		o.Replace = map[string][]byte{wordPath: []byte(p.word + "\n"), machinedPath: saboteur}
+		return nil
 	}
 	made, program, err := d.buildNext(ctx, before, change)
 	if err != nil {
 		return false, err
 	}
-	gone, _, err = d.try(ctx, before, made, program, p)
-	return gone, err
+	_, _, err = d.try(ctx, before, made, program, p)
+	return false, err
+}
+
+// goodNext is an OS with the next minor that is well, with a text of the app that
+// comes and goes with it. The same OS with another text is not what was refused: it
+// is built once, unless there is no text to change.
+func (d *drill) goodNext(ctx context.Context, before siteBefore, word string) (made *OSBuild, program string, err error) {
+	free, err := d.Site.Free(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if d.good == nil || !free {
+		if d.good, d.program, err = d.buildNext(ctx, before, nil); err != nil {
+			return nil, "", err
+		}
+	}
+	again := *d.good
+	if free {
+		again.Says = fmt.Sprintf("upgrade %s %06d", word, d.dice.Uint64N(1e6))
+	}
+	return &again, d.program, nil
+}
+
+// comesWith tells whether the app says what comes with an OS.
+func (d *drill) comesWith(ctx context.Context, made *OSBuild) (bool, error) {
+	text, err := d.answer(ctx)
+	return strings.Contains(text, made.Says), err
 }
 
 // try releases an OS, cuts its trial off at an instant, and looks at what is left.
@@ -280,7 +311,7 @@ func (d *drill) try(ctx context.Context, before siteBefore, made *OSBuild, progr
 	if gone {
 		return true, cuts, d.arrived(ctx, before, made, program, stop)
 	}
-	if mark, err = d.wentBack(ctx, before, made.Version, n, mark, stop); err != nil {
+	if mark, err = d.wentBack(ctx, before, made, n, mark, stop); err != nil {
 		return false, cuts, err
 	}
 	return false, cuts, d.takeBack(ctx, before.Report, mark)
@@ -339,10 +370,10 @@ func (d *drill) cutInPart(ctx context.Context, part string, changes uint64, with
 
 // wentBack waits until the old OS runs again with what belongs to it. The mark is
 // of the console after that.
-func (d *drill) wentBack(ctx context.Context, before siteBefore, version string, n uint64, mark int64, stop func() uint64) (after int64, err error) {
+func (d *drill) wentBack(ctx context.Context, before siteBefore, made *OSBuild, n uint64, mark int64, stop func() uint64) (after int64, err error) {
 	const expected = "the OS and the configuration of before, the same Kubernetes with the same data, every acknowledged write, the trust of the new release; the app answers"
 	err = d.step(ctx, "let it go back", expected, func(ctx context.Context) (string, string, error) {
-		_, line, err := d.first(ctx, mark, undoneOf(version))
+		_, line, err := d.first(ctx, mark, undoneOf(made.Version))
 		if err != nil {
 			return "", "", err
 		}
@@ -365,6 +396,12 @@ func (d *drill) wentBack(ctx context.Context, before siteBefore, version string,
 			err = broken("Kubernetes is %s, and was %s", k, before.kubernetes)
 		case cluster != before.cluster:
 			err = broken("the cluster is another one: %s, and was %s", cluster, before.cluster)
+		}
+		if err == nil && made.Says != "" && d.Port != 0 {
+			var also bool
+			if also, err = d.comesWith(ctx, made); err == nil && also {
+				err = broken("the app says %q, which came with OS %s", made.Says, made.Version)
+			}
 		}
 		acked, _ := d.counter.state()
 		return fmt.Sprintf("%s; all of it after %.0f s; Kubernetes %s; %d of %d writes were acknowledged since the release, and all are there", line, took.Seconds(), k, written, acked), "", err
@@ -421,7 +458,7 @@ func (d *drill) forward(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	made, program, err := d.buildNext(ctx, before, nil)
+	made, program, err := d.goodNext(ctx, before, kept)
 	if err != nil {
 		return err
 	}
@@ -493,6 +530,17 @@ func (d *drill) arrived(ctx context.Context, before siteBefore, made *OSBuild, p
 		seen, err := d.well(ctx)
 		if err != nil {
 			return seen, "", err
+		}
+		if made.Says != "" && d.Port != 0 {
+			if err := until(ctx, func(ctx context.Context) error {
+				also, err := d.comesWith(ctx, made)
+				if err == nil && !also {
+					err = fmt.Errorf("the app does not say %q yet", made.Says)
+				}
+				return err
+			}); err != nil {
+				return seen, "", err
+			}
 		}
 		k, cluster, err := d.speaking(ctx)
 		major, minor, fault := minorOf(program)
