@@ -116,8 +116,8 @@ func lookAtBox(t *testing.T, b box) {
 	lookAtTPM(t, b)
 }
 
-// blemishes are what fsck.vfat says of a file system that lost its power: Linux
-// leaves the mark, nothing of ours removes it, and a count may be stale.
+// blemishes are what fsck.vfat says of a file system that lost its power: the
+// mark and a stale count stay until the next boot repairs them.
 var blemishes = []string{"fsck.fat ", "There are differences between boot sector and its backup", "This is mostly harmless", "65:01/00", "Not automatically fixing",
 	"Dirty bit is set", "Automatically removing dirty bit", "Free cluster summary", "Auto-correcting", "Reclaimed ", "Leaving filesystem unchanged", " files, "}
 
