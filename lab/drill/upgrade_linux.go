@@ -397,11 +397,14 @@ func (d *drill) wentBack(ctx context.Context, before siteBefore, made *OSBuild, 
 		case cluster != before.cluster:
 			err = broken("the cluster is another one: %s, and was %s", cluster, before.cluster)
 		}
-		if err == nil && made.Says != "" && d.Port != 0 {
-			var also bool
-			if also, err = d.comesWith(ctx, made); err == nil && also {
-				err = broken("the app says %q, which came with OS %s", made.Says, made.Version)
-			}
+		if err == nil && made.Says != "" && d.Port != 0 { // a pod of the trial may still be replaced
+			err = until(ctx, func(ctx context.Context) error {
+				also, err := d.comesWith(ctx, made)
+				if err == nil && also {
+					err = fmt.Errorf("the app says %q, which came with OS %s", made.Says, made.Version)
+				}
+				return err
+			})
 		}
 		acked, _ := d.counter.state()
 		return fmt.Sprintf("%s; all of it after %.0f s; Kubernetes %s; %d of %d writes were acknowledged since the release, and all are there", line, took.Seconds(), k, written, acked), "", err
