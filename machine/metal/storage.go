@@ -180,8 +180,11 @@ func (m *metal) bootDisks(ctx context.Context) error {
 	var locked *disks.LockedError
 	if errors.As(err, &locked) {
 		m.limits.Unlock = func(ctx context.Context, key []byte) error { return m.unlock(ctx, options, key) }
-		if len(locked.Escrow) > 0 {
-			m.limits.Escrow = func() ([]byte, error) { return locked.Escrow, nil }
+		m.limits.Escrow = func() ([]byte, error) {
+			if len(locked.Escrow) > 0 {
+				return locked.Escrow, nil
+			}
+			return os.ReadFile(filepath.Join(m.public, escrowName)) // a header that lost it: the copy on the boot partition
 		}
 	}
 	return nil
