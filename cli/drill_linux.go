@@ -54,8 +54,9 @@ The drills:
 		}
 	}
 	long += `
-They write a ConfigMap holdfast-drill to the site, and the drill power commits and releases
-changes of the site's greeting: work in a clone of your real fleet repo, as with lab up.`
+They write a ConfigMap holdfast-drill to the site. The drill power commits and releases
+changes of the site's greeting, and those that bring another OS commit and release that:
+work in a clone of your real fleet repo, as with lab up.`
 	cmd := &cobra.Command{
 		Use: "drill NAME [MACHINE]", Short: "prove on a machine of the lab that it survives (power, theft, ...)", GroupID: "run", Long: long,
 		Example: "  holdfast lab up bristol-harbour --runtime vm\n  holdfast drill power bristol-harbour --cuts 20",

@@ -39,11 +39,13 @@ func (e *env) lab() *cobra.Command {
 exists nowhere else. The machines are real: real Kubernetes, real releases, no pull from
 anywhere. Hosted ones run in namespaces of their own; with --runtime vm they are virtual
 machines with the OS image, UEFI, Secure Boot, a TPM and disks, whose power can be cut.
-Nothing of the host is changed, and lab down leaves nothing behind.`,
-		Example: `  holdfast lab up berlin-0417 london-0301
-  holdfast lab up berlin-0417 --runtime vm
+Nothing of the host is changed, and lab down leaves nothing behind.
+
+A MACHINE is named by its site, or as SITE.NAME: lab status lists them.`,
+		Example: `  holdfast lab up berlin-mitte london-bankside
+  holdfast lab up berlin-mitte --runtime vm --memory 1Gi
   holdfast lab status
-  holdfast lab fetch berlin-0417 30080
+  holdfast lab fetch berlin-mitte 30080
   holdfast lab down`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -683,7 +685,7 @@ func (e *env) labFetch(dir *string) *cobra.Command {
 func (e *env) labExec(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "exec -- COMMAND...", Short: "run a command inside the lab's network, as a computer in the shop would",
-		Example: "  holdfast lab exec -- holdfast kubectl --lan 10.90.0.11 berlin-0417 get pods -A",
+		Example: "  holdfast lab exec -- holdfast kubectl --lan 10.90.0.11 berlin-mitte get pods -A",
 		Args:    args(cobra.MinimumNArgs(1)),
 		RunE: e.inLab(dir, func(ctx context.Context, l lab.Lab, a []string) error {
 			err := l.Exec(ctx, e.in, e.out, e.err, a)
