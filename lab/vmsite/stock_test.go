@@ -43,7 +43,7 @@ func (s shop) testStockTools(t *testing.T) {
 	m := s.Machine(t)
 	s.Run(t, "lab", "stop", siteName)
 	lookAtBox(t, box{
-		disk: filepath.Join(s.Lab.MachineDir(m), "disk0.raw"), tpm: filepath.Join(m.Folder, "tpm"),
+		disk: filepath.Join(s.Lab.MachineDir(m), "disk0.raw"), tpm: filepath.Join(m.Folder, "swtpm"),
 		db: filepath.Join(s.Lab.Dir, "os", "keys", "db.pem"), recovery: filepath.Join(s.Keys(), "recovery.age"), dir: t.TempDir(),
 	})
 }
