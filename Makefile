@@ -37,7 +37,8 @@ setup: ## install the Debian packages that building, testing and the lab need
 demo: root setup build system images os ## the main job on two real sites (cold: up to 25 minutes, nearly all compiling Kubernetes; warm: 90 s); RUNTIME=vm: on the OS image
 	@build/demo
 
-test: root setup test-unit test-cross build system images os test-system test-dialect test-vm test-site ## everything that CI runs (warm: about 13 minutes)
+test: DRILLS ?= power
+test: root setup test-unit test-cross build system images os test-system test-dialect test-vm test-site test-vmsite ## everything that CI runs (warm: about 20 minutes)
 	@echo "make test: all passed"
 
 test-unit: ## packages, stories of the CLI, the plan of the house
