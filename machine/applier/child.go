@@ -2,6 +2,7 @@ package applier
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,7 +46,7 @@ func (c *Child) RunArgs() []string { return []string{VerbRun, "--socket", c.Sock
 
 // Render renders an encoded slice whose signatures were verified.
 func (c *Child) Render(ctx context.Context, slice []byte) (*Rendering, error) {
-	limit := or(c.RenderTime, 5*time.Minute)
+	limit := cmp.Or(c.RenderTime, 5*time.Minute)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: it was to render within %v", ErrSilent, limit))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Program, VerbRender)
@@ -145,7 +146,7 @@ const maxEvent = 4 << 20
 
 // call asks the program that runs and hands out the lines of its answer.
 func (c *Child) call(ctx context.Context, path string, body io.Reader, each func(Event)) error {
-	silence := or(c.Silence, time.Minute)
+	silence := cmp.Or(c.Silence, time.Minute)
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -228,11 +229,4 @@ func (c *impatient) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.Conn.Write(p)
-}
-
-func or(d, other time.Duration) time.Duration {
-	if d == 0 {
-		return other
-	}
-	return d
 }
