@@ -82,7 +82,7 @@ func BenchmarkDiffOneLine(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if out := run(b, dir, "diff"); !bytes.Contains([]byte(out), []byte(fmt.Sprintf("1 sites change, %d do nothing", sites()-1))) {
+		if out := run(b, dir, "diff"); !bytes.Contains([]byte(out), []byte(fmt.Sprintf("1 site changes, %d do nothing", sites()-1))) {
 			b.Fatalf("diff says: %s", tail([]byte(out)))
 		}
 	}

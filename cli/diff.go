@@ -391,12 +391,19 @@ func writeChanges(w io.Writer, format string, c *changes) error {
 	return &Error{Err: fmt.Errorf("no format %q", format), Hint: "--format text, markdown or json", Code: CodeUsage}
 }
 
+func (c *changes) many() string {
+	if len(c.Sites) == 1 {
+		return "1 site changes"
+	}
+	return fmt.Sprintf("%d sites change", len(c.Sites))
+}
+
 func writeText(w io.Writer, c *changes) error {
 	for _, s := range c.Sites {
 		fmt.Fprintf(w, "%s: %s, %s on the link%s\n", s.Site, s.headline(), size(int64(s.Bytes)), s.fetches())
 		s.lines(func(depth int, text string) { fmt.Fprintf(w, "%s%s\n", strings.Repeat("  ", depth), text) })
 	}
-	_, err := fmt.Fprintf(w, "%d sites change, %d do nothing (compared with %s)\n", len(c.Sites), c.Unchanged, c.Base)
+	_, err := fmt.Fprintf(w, "%s, %d do nothing (compared with %s)\n", c.many(), c.Unchanged, c.Base)
 	if c.Trust {
 		fmt.Fprintln(w, "trust.yaml changes: who may sign and operate, at once and everywhere")
 	}
@@ -404,7 +411,7 @@ func writeText(w io.Writer, c *changes) error {
 }
 
 func writeMarkdown(w io.Writer, c *changes) error {
-	fmt.Fprintf(w, "**%d sites change**, %d do nothing (compared with `%s`).\n\n", len(c.Sites), c.Unchanged, c.Base)
+	fmt.Fprintf(w, "**%s**, %d do nothing (compared with `%s`).\n\n", c.many(), c.Unchanged, c.Base)
 	if c.Trust {
 		fmt.Fprint(w, "**trust.yaml changes**: who may sign and operate, at once and everywhere.\n\n")
 	}

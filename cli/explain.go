@@ -26,7 +26,7 @@ With a code from a machine's console or from holdfast status, such as E17, it pr
 what that means and what to do; --codes lists them all.`,
 		Example:           "  holdfast explain berlin-0417\n  holdfast explain berlin-0417 vars.greeting\n  holdfast explain E17",
 		Args:              args(cobra.MaximumNArgs(2)),
-		ValidArgsFunction: e.completeSites,
+		ValidArgsFunction: e.completeExplain,
 		RunE: func(c *cobra.Command, a []string) error {
 			switch {
 			case all:
@@ -42,6 +42,18 @@ what that means and what to do; --codes lists them all.`,
 	}
 	cmd.Flags().BoolVar(&all, "codes", false, "list the codes of what can be wrong with a machine")
 	return cmd
+}
+
+// completeExplain offers sites, and the codes of faults with their titles.
+func (e *env) completeExplain(c *cobra.Command, before []string, to string) ([]string, cobra.ShellCompDirective) {
+	names, directive := e.completeSites(c, before, to)
+	if len(before) > 0 {
+		return names, directive
+	}
+	for _, f := range faults.Table() {
+		names = append(names, string(f.Code)+"\t"+f.Title)
+	}
+	return names, directive
 }
 
 // isSite says whether the fleet here, if there is one, has a site of that name.

@@ -237,7 +237,7 @@ func (e *env) runUnlock(ctx context.Context, name string, o machineOptions) erro
 	}
 	defer clear(key)
 	if err := c.Call(ctx, http.MethodPost, "/v1/unlock", &wire.Unlock{Key: key}, nil); err != nil {
-		if refusal, wrong := wire.AsRefusal(err, http.StatusForbidden); wrong {
+		if refusal, wrong := wire.AsRefusal(err, http.StatusUnprocessableEntity); wrong {
 			return hint(coded(CodeRefused, fmt.Errorf("%s: %s", t, refusal.Reason)),
 				"the disk in it is not the one that the escrow is of; put its own disk back, or erase this one: the machine fills itself again")
 		}

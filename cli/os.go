@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-edge/holdfast/fleet"
+	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/debian"
 	"github.com/holdfast-edge/holdfast/osimage/secureboot"
@@ -75,14 +77,18 @@ func (e *env) runOSKeys(dir string) error {
 		return err
 	}
 	if err := keys.Save(dir); errors.Is(err, secureboot.ErrThere) {
+		if done, fault := completeEnrolment(dir); fault != nil || done {
+			if fault == nil {
+				e.printf("Secure Boot keys in %s: the files of their enrolment were missing, and are there now\n", dir)
+			}
+			return fault
+		}
 		return hint(err, "machines that have enrolled these keys boot nothing that others signed: keep them, or name another folder")
 	} else if err != nil {
 		return err
 	}
-	for name, data := range enrol {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			return err
-		}
+	if err := writeEnrolment(dir, enrol); err != nil {
+		return err
 	}
 	if e.output == "json" {
 		return e.printJSON(map[string]string{"folder": dir})
@@ -91,6 +97,46 @@ func (e *env) runOSKeys(dir string) error {
 	e.printf("  PK.key and KEK.key belong on a stick or paper in a safe place, off this computer\n")
 	e.printf("  next: holdfast os build DIR --version 0.1.0 --keys %s\n", dir)
 	return nil
+}
+
+func writeEnrolment(dir string, enrol map[string][]byte) error {
+	for name, data := range enrol {
+		if err := durable.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// completeEnrolment writes what of the enrolment of keys is missing, as after an
+// os keys that was cut off; done says that something was.
+func completeEnrolment(dir string) (done bool, err error) {
+	keys, err := secureboot.Load(dir)
+	if err != nil || keys.PK.Key == nil || keys.KEK.Key == nil {
+		return false, nil // not whole enough: what is there stays as it is
+	}
+	enrol, err := keys.Enrolment()
+	if err != nil {
+		return false, err
+	}
+	maps.DeleteFunc(enrol, func(name string, _ []byte) bool {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		return err == nil
+	})
+	return len(enrol) > 0, writeEnrolment(dir, enrol)
+}
+
+// completeClasses offers the classes of the fleet here.
+func (e *env) completeClasses(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	dir, err := e.fleetDir()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	f, _ := fleet.Load(workTree(dir))
+	if f == nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return f.Classes(), cobra.ShellCompDirectiveNoFileComp
 }
 
 // osBuildOptions are the flags of os build.
@@ -149,6 +195,11 @@ A profile is a file such as:
 	flags.StringArrayVar(&o.deltaFrom, "delta-from", nil, "folder of parts of an older version to make deltas against; more than once")
 	flags.StringArrayVar(&o.follows, "follows", nil, "version that a machine may come from; without any: each; more than once")
 	cmd.RegisterFlagCompletionFunc("arch", cobra.FixedCompletions(debian.Architectures(), cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("class", e.completeClasses)
+	cmd.MarkFlagDirname("keys")
+	cmd.MarkFlagDirname("programs")
+	cmd.MarkFlagDirname("delta-from")
+	cmd.MarkFlagFilename("profile", "yaml", "yml")
 	cmd.RegisterFlagCompletionFunc("flavour", cobra.FixedCompletions([]string{build.Cloud, build.Generic}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }

@@ -228,9 +228,9 @@ func (l *lock) unlock(w http.ResponseWriter, r *http.Request) {
 	l.log.Warn("a recovery key was tried", "person", grant.Name, "fingerprint", grant.Fingerprint, "remote", r.RemoteAddr, "err", err)
 	switch {
 	case errors.Is(err, ErrWrongKey):
-		wire.Refuse(w, http.StatusForbidden, ErrWrongKey.Error())
+		wire.Refuse(w, http.StatusUnprocessableEntity, ErrWrongKey.Error()) // who lacks a role is forbidden
 	case err != nil:
-		wire.Refuse(w, http.StatusUnprocessableEntity, "unlock: "+err.Error())
+		wire.Refuse(w, http.StatusInternalServerError, "unlock: "+err.Error())
 	default:
 		wire.Write(w, http.StatusNoContent, nil)
 		_ = http.NewResponseController(w).Flush() // before the door closes

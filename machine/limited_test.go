@@ -190,7 +190,7 @@ func TestLocked(t *testing.T) {
 				if err := c.Call(t.Context(), http.MethodGet, "/v1/escrow", nil, &e); err != nil || !bytes.Equal(e.Age, escrowed) {
 					t.Errorf("escrow %q, %v", e.Age, err)
 				}
-				wantRefusal(t, unlock(c, bytes.Repeat([]byte{1}, 32)), http.StatusForbidden, ErrWrongKey.Error())
+				wantRefusal(t, unlock(c, bytes.Repeat([]byte{1}, 32)), http.StatusUnprocessableEntity, ErrWrongKey.Error())
 				wantRefusal(t, unlock(c, []byte("broken, and long enough")), http.StatusUnprocessableEntity, "the disk answers with errors")
 				wantRefusal(t, unlock(c, nil), http.StatusBadRequest, "")
 				wantRefusal(t, unlock(c, make([]byte, 300)), http.StatusBadRequest, "")
