@@ -52,8 +52,8 @@ test-system: ## real containerd, real Kubernetes, in namespaces (needs root)
 	@$(STEP) "tests of the Kubernetes module" sh -c 'cd kubernetes && CGO_ENABLED=0 go test -vet=off -trimpath -count 1 ./config ./dialect ./store'
 	@$(STEP) "system tests" go test -p 1 -tags system -count 1 -timeout 20m ./machine/images ./machine/apps ./kube/bringup ./osimage/build
 
-test-vm: ## virtual machines: power cuts that lose what was not flushed, watchdog, TPM, cables (needs root)
-	@$(STEP) "tests in virtual machines" go test -tags vm -count 1 -timeout 15m ./lab/vm
+test-vm: ## virtual machines: power cuts that lose what was not flushed, watchdog, TPM, cables, a damaged root (needs root)
+	@$(STEP) "tests in virtual machines" go test -tags vm -count 1 -timeout 30m ./lab/vm
 
 test-site: ## a site's whole life: release, kills at random, blank disks, full disk, no hub (needs root)
 	@$(STEP) "site tests" go test -v -tags site -count 1 -timeout 30m ./lab/site

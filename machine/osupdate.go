@@ -38,7 +38,21 @@ type Platform struct {
 	Seal func(ctx context.Context, slot slots.Slot, uki string) error
 	// Reboot begins an orderly reboot and returns: Run's context ends.
 	Reboot func(reason string)
+
+	// Settled is called when this boot has lasted.
+	Settled func()
+	// Damaged is the slot whose root was found to be damaged before this boot; "" is none.
+	Damaged slots.Slot
+	// Mended is called when that slot is whole again.
+	Mended func()
 }
+
+// A boot has lasted when the machine has run for settledAfter: whatever of its root
+// is used at all was used by then. From then on it sees to its idle slot.
+const (
+	settledAfter = 5 * time.Minute
+	mirrorEvery  = 10 * time.Minute
+)
 
 // observeEvery is how often the health of the machine is told to the update.
 const observeEvery = 5 * time.Second
@@ -93,7 +107,38 @@ func (m *Machine) bootUpdate(ctx context.Context) error {
 	o.tell()
 	m.group.Go(func() error { return o.observe(ctx) })
 	m.group.Go(func() error { o.milestones(ctx); return nil })
+	m.group.Go(func() error { o.mirror(ctx); return nil })
 	return nil
+}
+
+// mirror keeps something in the idle slot that can be booted when what runs is
+// damaged, and mends a slot that was found to be.
+func (o *osUpdate) mirror(ctx context.Context) {
+	p := o.config.Platform
+	idle, damaged := p.Slots.Idle(), p.Damaged
+	for wait := settledAfter; pause(ctx, wait); wait = mirrorEvery {
+		p.Settled()
+		began := time.Now()
+		made, err := o.updater.Mirror(ctx, damaged == idle)
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, slots.ErrContent) {
+			o.faults.Set(faults.New(faults.DamagedSlot, p.Running.Slot))
+		} else {
+			o.fault(err, faults.NoSlot, idle)
+		}
+		if made {
+			o.reporter.timed("os/mirror", began)
+			o.log.Log(ctx, update.Notice, "the idle slot is a copy of the one that runs", "slot", idle)
+		}
+		// One that was written since and lasts is as good as one that was mended.
+		if damaged != "" && err == nil && (made || damaged == p.Running.Slot) {
+			o.faults.Clear(faults.DamagedSlot, string(damaged))
+			p.Mended()
+			damaged = ""
+		}
+	}
 }
 
 func (o *osUpdate) reopen(t update.Trial) (*taken, error) {

@@ -43,7 +43,8 @@ type Boot struct {
 	Disk     string  `json:"disk"` // kernel name, such as vda
 	ESP      string  `json:"esp"`  // kernel name; "" when the kernel was started without firmware
 	Root     string  `json:"root"`
-	Slot     string  `json:"slot"` // a, b or stick
+	Slot     string  `json:"slot"`              // a, b or stick
+	Damaged  string  `json:"damaged,omitempty"` // slot whose root is not what was signed; "": none that is known
 	RootHash string  `json:"rootHash"`
 	Phases   []Phase `json:"phases"`
 }

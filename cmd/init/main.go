@@ -1,9 +1,10 @@
 // Command init is process 1 of the initramfs: it loads the modules that stand
 // beside it, finds the root file system whose hash the signed command line
 // names, puts dm-verity between that and itself, moves there and becomes its
-// /sbin/init. It promises that nothing of the root is used unverified, and that
-// whatever fails ends in a reboot, which the boot counter counts. It mounts
-// nothing writable of any disk and speaks to no network.
+// /sbin/init. It promises that nothing of the root is used unverified, that
+// whatever fails ends in a reboot, which the boot counter counts, and that a root
+// that is damaged does not restart the machine for ever where another one is
+// whole. It mounts nothing writable of any disk and speaks to no network.
 package main
 
 import (
@@ -29,7 +30,9 @@ type boot struct {
 	said    osimage.Boot // BootFile, so far
 	drivers *modules.Loader
 	verity  osimage.Verity
-	device  string // the verified root
+	entry   string                                            // that the boot loader took; "" without one
+	choose  func(matches func(partition) (bool, error)) error // the root, among what is there
+	device  string                                            // the verified root
 }
 
 // phases of this stage. Each must succeed.
@@ -41,6 +44,7 @@ var phases = []struct {
 	{"modules", (*boot).modules},
 	{"watchdog", (*boot).watchdog},
 	{"root", (*boot).find},
+	{"proof", (*boot).prove},
 	{"verity", (*boot).open},
 	{"handover", (*boot).handOver},
 }

@@ -1,16 +1,17 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf16"
 
+	"github.com/holdfast-edge/holdfast/machine/metal/efivar"
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/gpt"
 	"github.com/holdfast-edge/holdfast/osimage/verity"
@@ -41,8 +42,11 @@ func (b *boot) find() error {
 	if b.verity, err = osimage.ParseVerity(string(line)); err != nil {
 		return err
 	}
-	esp, err := firmwareESP(variables)
+	esp, err := efivar.LoaderText(efivar.Dir, "LoaderDevicePartUUID")
 	if err != nil {
+		return err
+	}
+	if b.entry, err = efivar.LoaderText(efivar.Dir, "LoaderEntrySelected"); err != nil {
 		return err
 	}
 	for end := now() + patience; ; time.Sleep(50 * time.Millisecond) {
@@ -53,11 +57,17 @@ func (b *boot) find() error {
 		if esp != "" {
 			identify(parts, "/sys/class/block", "/dev")
 		}
-		found, err := choose(parts, esp, b.matches)
-		if err == nil {
+		b.choose = func(matches func(partition) (bool, error)) error {
+			found, err := choose(parts, esp, slotOf(b.entry), matches)
+			if err != nil {
+				return err
+			}
 			found.RootHash = fmt.Sprintf("%x", b.verity.RootHash)
 			found.Phases = b.said.Phases
 			b.said = found
+			return nil
+		}
+		if err = b.choose(b.matches); err == nil {
 			return nil
 		}
 		if now() > end {
@@ -67,9 +77,20 @@ func (b *boot) find() error {
 	}
 }
 
+// slotOf is the slot of a boot entry by its file; empty where it names none.
+func slotOf(entry string) string {
+	for _, slot := range []string{"a", "b"} {
+		if rest, ok := strings.CutPrefix(entry, "holdfast-"+slot); ok && (rest == ".efi" || strings.HasPrefix(rest, "+")) {
+			return slot
+		}
+	}
+	return ""
+}
+
 // choose picks the root among the partitions. esp is the ID of the one that
-// firmware loaded us from; empty: it did not say.
-func choose(parts []partition, esp string, matches func(partition) (bool, error)) (osimage.Boot, error) {
+// firmware loaded us from; empty: it did not say. Where both slots hold that root
+// it is the one whose boot entry was taken.
+func choose(parts []partition, esp, taken string, matches func(partition) (bool, error)) (osimage.Boot, error) {
 	disk := ""
 	if esp != "" {
 		for _, p := range parts {
@@ -82,6 +103,10 @@ func choose(parts []partition, esp string, matches func(partition) (bool, error)
 		}
 	}
 	fault := errNoRoot
+	parts = slices.Clone(parts)
+	slices.SortStableFunc(parts, func(p, q partition) int { // true sorts first
+		return cmp.Compare(btoi(slots[q.name] == taken), btoi(slots[p.name] == taken))
+	})
 	for _, p := range parts {
 		slot, ok := slots[p.name]
 		if !ok || (disk != "" && p.disk != disk) {
@@ -96,6 +121,13 @@ func choose(parts []partition, esp string, matches func(partition) (bool, error)
 		}
 	}
 	return osimage.Boot{}, fault
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // espOf is the ESP of a disk: the one that firmware named, or the one with our name.
@@ -205,36 +237,4 @@ func describe(parts []partition) string {
 		words = append(words, p.device+" "+p.name)
 	}
 	return strings.Join(words, ", ")
-}
-
-// loaderVendor is the vendor of the variables in which boot loaders speak to the OS.
-const loaderVendor = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-
-// firmwareESP is the ID of the partition that the boot loader came from; empty
-// when the kernel was started without firmware.
-func firmwareESP(dir string) (string, error) {
-	data, err := os.ReadFile(filepath.Join(dir, "LoaderDevicePartUUID-"+loaderVendor))
-	if os.IsNotExist(err) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read which partition firmware booted from: %w", err)
-	}
-	return decodeVariable(data), nil
-}
-
-// decodeVariable is the text of a variable: four bytes of attributes, then
-// UTF-16, which may end in a NUL.
-func decodeVariable(data []byte) string {
-	if len(data) < 4 {
-		return ""
-	}
-	data = data[4:]
-	var units []uint16
-	for ; len(data) >= 2; data = data[2:] {
-		units = append(units, uint16(data[0])|uint16(data[1])<<8)
-	}
-	text := []byte(string(utf16.Decode(units)))
-	text, _, _ = bytes.Cut(text, []byte{0})
-	return strings.ToLower(string(text))
 }

@@ -25,22 +25,24 @@ var disks = []partition{
 
 func TestChoose(t *testing.T) {
 	for _, c := range []struct {
-		name, esp string
-		holds     []string // partitions whose hash is the wanted one
-		want      osimage.Boot
-		err       error
+		name, esp, taken string
+		holds            []string // partitions whose hash is the wanted one
+		want             osimage.Boot
+		err              error
 	}{
-		{"the slot that has the hash", bootedESP, []string{"vda3"}, osimage.Boot{Disk: "vda", ESP: "vda1", Root: "vda3", Slot: "b"}, nil},
-		{"only the disk that firmware booted from", "3", []string{"vda2", "vdb2"}, osimage.Boot{Disk: "vdb", ESP: "vdb1", Root: "vdb2", Slot: "a"}, nil},
-		{"both slots alike: the first", bootedESP, []string{"vda2", "vda3"}, osimage.Boot{Disk: "vda", ESP: "vda1", Root: "vda2", Slot: "a"}, nil},
-		{"a stick", "5", []string{"vdc2", "vda2"}, osimage.Boot{Disk: "vdc", ESP: "vdc1", Root: "vdc2", Slot: "stick"}, nil},
-		{"no firmware: any disk", "", []string{"vdb2"}, osimage.Boot{Disk: "vdb", ESP: "vdb1", Root: "vdb2", Slot: "a"}, nil},
-		{"on another disk only", bootedESP, []string{"vdb2"}, osimage.Boot{}, errNoRoot},
-		{"a name that is not ours", "", []string{"sda1"}, osimage.Boot{}, errNoRoot},
-		{"nowhere", "", nil, osimage.Boot{}, errNoRoot},
+		{"the slot that has the hash", bootedESP, "", []string{"vda3"}, osimage.Boot{Disk: "vda", ESP: "vda1", Root: "vda3", Slot: "b"}, nil},
+		{"only the disk that firmware booted from", "3", "", []string{"vda2", "vdb2"}, osimage.Boot{Disk: "vdb", ESP: "vdb1", Root: "vdb2", Slot: "a"}, nil},
+		{"both slots alike: the first", bootedESP, "", []string{"vda2", "vda3"}, osimage.Boot{Disk: "vda", ESP: "vda1", Root: "vda2", Slot: "a"}, nil},
+		{"both slots alike: the one whose entry was taken", bootedESP, "b", []string{"vda2", "vda3"}, osimage.Boot{Disk: "vda", ESP: "vda1", Root: "vda3", Slot: "b"}, nil},
+		{"the other slot than the one whose entry was taken", bootedESP, "a", []string{"vda3"}, osimage.Boot{Disk: "vda", ESP: "vda1", Root: "vda3", Slot: "b"}, nil},
+		{"a stick", "5", "", []string{"vdc2", "vda2"}, osimage.Boot{Disk: "vdc", ESP: "vdc1", Root: "vdc2", Slot: "stick"}, nil},
+		{"no firmware: any disk", "", "", []string{"vdb2"}, osimage.Boot{Disk: "vdb", ESP: "vdb1", Root: "vdb2", Slot: "a"}, nil},
+		{"on another disk only", bootedESP, "", []string{"vdb2"}, osimage.Boot{}, errNoRoot},
+		{"a name that is not ours", "", "", []string{"sda1"}, osimage.Boot{}, errNoRoot},
+		{"nowhere", "", "", nil, osimage.Boot{}, errNoRoot},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := choose(disks, c.esp, func(p partition) (bool, error) {
+			got, err := choose(disks, c.esp, c.taken, func(p partition) (bool, error) {
 				for _, h := range c.holds {
 					if h == p.device {
 						return true, nil
@@ -53,11 +55,11 @@ func TestChoose(t *testing.T) {
 			}
 		})
 	}
-	if _, err := choose(disks, "not-there-yet", nil); err == nil || !strings.Contains(err.Error(), "not-there-yet") {
+	if _, err := choose(disks, "not-there-yet", "", nil); err == nil || !strings.Contains(err.Error(), "not-there-yet") {
 		t.Errorf("a boot partition that is not there yet: got %v", err)
 	}
 	broken := errors.New("input/output error")
-	if _, err := choose(disks, "", func(partition) (bool, error) { return false, broken }); !errors.Is(err, errNoRoot) || !strings.Contains(err.Error(), broken.Error()) {
+	if _, err := choose(disks, "", "", func(partition) (bool, error) { return false, broken }); !errors.Is(err, errNoRoot) || !strings.Contains(err.Error(), broken.Error()) {
 		t.Errorf("disks that cannot be read: got %v", err)
 	}
 }
@@ -97,29 +99,20 @@ func TestPartitions(t *testing.T) {
 	}
 }
 
-func TestFirmwareESP(t *testing.T) {
-	dir := t.TempDir()
-	if got, err := firmwareESP(dir); got != "" || err != nil {
-		t.Fatalf("without firmware: got %q, %v", got, err)
-	}
-	text := []byte{6, 0, 0, 0}
-	for _, c := range strings.ToUpper(bootedESP) + "\x00" {
-		text = append(text, byte(c), 0)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "LoaderDevicePartUUID-"+loaderVendor), text, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := firmwareESP(dir); got != bootedESP || err != nil {
-		t.Errorf("got %q, %v; want %q", got, err, bootedESP)
-	}
-}
-
-func FuzzDecodeVariable(f *testing.F) {
-	f.Add([]byte{6, 0, 0, 0, 'A', 0, 'b', 0, 0, 0})
-	f.Add([]byte{6})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if s := decodeVariable(data); strings.Contains(s, "\x00") {
-			t.Errorf("%q has a NUL", s)
+func TestEntries(t *testing.T) {
+	for entry, want := range map[string]struct {
+		slot, other string
+	}{
+		"holdfast-a.efi":     {"a", "holdfast-b.efi"},
+		"holdfast-b.efi":     {"b", "holdfast-a.efi"},
+		"holdfast-b+2-1.efi": {"b", ""}, // on trial: the loader counts
+		"holdfast-c.efi":     {"", ""},
+		"holdfast-ab.efi":    {"", ""},
+		"":                   {"", ""},
+	} {
+		other, known := otherEntry(entry)
+		if slot := slotOf(entry); slot != want.slot || other != want.other || known != (other != "") {
+			t.Errorf("entry %q: slot %q, the other one %q, %t; want %+v", entry, slot, other, known, want)
 		}
-	})
+	}
 }

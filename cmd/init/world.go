@@ -9,14 +9,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-edge/holdfast/machine/metal/efivar"
 	"github.com/holdfast-edge/holdfast/machine/metal/modules"
 	"github.com/holdfast-edge/holdfast/osimage"
 )
 
-const (
-	safe      = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	variables = "/sys/firmware/efi/efivars"
-)
+const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
 // kernelMounts move to the root, with all below them.
 var kernelMounts = []struct {
@@ -66,8 +64,8 @@ func (b *boot) modules() error {
 	if err := l.Load(l.Listed()...); err != nil {
 		say("<6>", "init: "+err.Error())
 	}
-	if _, err := os.Stat(variables); err == nil {
-		if err := unix.Mount("efivarfs", variables, "efivarfs", safe, ""); err != nil && err != unix.EBUSY {
+	if _, err := os.Stat(efivar.Dir); err == nil {
+		if err := unix.Mount("efivarfs", efivar.Dir, "efivarfs", safe, ""); err != nil && err != unix.EBUSY {
 			say("<4>", "init: mount the firmware's variables: "+err.Error())
 		}
 	}

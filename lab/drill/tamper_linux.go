@@ -6,14 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/delta/erofs"
+	"github.com/holdfast-edge/holdfast/osimage/verity"
 )
 
 // What firmware, loader and kernel say of what they do not believe.
@@ -29,23 +33,21 @@ const inTime = 30 * time.Second
 type spot struct {
 	what     string
 	expected string
-	says     *regexp.Regexp // what the console tells then
-	at       func(*drill) (off int64, err error)
+	at       func(*drill) (off []int64, err error) // as often as the disk holds it
 }
 
 var spots = []spot{
-	{"the root, in a program that every boot reads", "the kernel reads no wrong byte: the block is refused and the machine starts again", corrupt, (*drill).inProgram},
-	{"the boot image", "Secure Boot refuses it", denied, (*drill).inUKI},
-	{"the boot loader", "the firmware refuses it", denied, (*drill).inLoader},
+	{"the boot image", "Secure Boot refuses it", (*drill).inUKI},
+	{"the boot loader", "the firmware refuses it", (*drill).inLoader},
 }
 
-// tamper flips one byte at a time, and puts it back.
+// tamper flips one byte at a time. What the machine cannot mend is put back.
 func (d *drill) tamper(ctx context.Context) error {
 	switch r, err := d.Site.Ask(ctx); {
 	case err != nil:
 		return err
 	case r.Slot != "a":
-		return fmt.Errorf("the machine runs from slot %s: this drill flips bytes of the OS version of its first disk, so do it before an update", r.Slot)
+		return fmt.Errorf("the machine runs from slot %s: this drill flips bytes of the OS version of its first disk, so do it before an update, and once on a lab", r.Slot)
 	}
 	for _, s := range spots {
 		if err := d.tamperWith(ctx, s); err != nil {
@@ -59,29 +61,31 @@ func (d *drill) tamper(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return d.tamperWithRoot(ctx)
 }
 
 func (d *drill) tamperWith(ctx context.Context, s spot) error {
 	return d.step(ctx, "flip one byte of "+s.what, s.expected, func(ctx context.Context) (seen, _ string, err error) {
-		var at int64
+		var was flipped
 		var mark int64
-		err = d.restart(ctx, func() (err error) {
-			if at, err = s.at(d); err != nil {
+		err = d.restart(ctx, func() error {
+			at, err := s.at(d)
+			if err != nil {
 				return err
 			}
 			mark = d.mark()
-			return d.flip(at)
+			was, err = d.flip(at)
+			return err
 		})
-		if at > 0 {
+		if len(was) > 0 {
 			defer afterwards(ctx, func(ctx context.Context) error {
-				return d.replug(ctx, func() error { return d.flip(at) })
+				return d.replug(ctx, func() error { return d.unflip(was) })
 			}, &err)
 		}
 		if err != nil {
 			return "", "", err
 		}
-		line, err := d.says(ctx, mark, 1, s.says)
+		line, err := d.says(ctx, mark, 1, denied)
 		if err != nil {
 			return "", "", err
 		}
@@ -91,24 +95,146 @@ func (d *drill) tamperWith(ctx context.Context, s spot) error {
 		if _, ran, err := d.first(tries, mark, machined); err == nil {
 			return line, "", broken("it ran all the same: %s", ran)
 		}
-		return fmt.Sprintf("byte %d of the disk; the console says: %s", at, line), "", nil
+		return fmt.Sprintf("%s of the disk; the console says: %s", was, line), "", nil
 	})
 }
 
-// flip changes a byte of the disk, or back.
-func (d *drill) flip(at int64) error {
+var damaged = regexp.MustCompile(`holdfast: fault +E34[^\r\n]*`)
+
+// tamperWithRoot flips a byte of the root that runs, and lets the machine see to
+// it: it has a copy.
+func (d *drill) tamperWithRoot(ctx context.Context) (err error) {
+	err = d.step(ctx, "let it run", "it makes a copy of the slot that runs, as the other one is of no use", func(ctx context.Context) (string, string, error) {
+		return "slot b holds the same root, whole", "", until(ctx, d.copied)
+	})
+	if err != nil {
+		return err
+	}
+	var was flipped
+	defer func() {
+		if err != nil && len(was) > 0 {
+			afterwards(ctx, func(ctx context.Context) error {
+				return d.replug(ctx, func() error { return d.unflip(was) })
+			}, &err)
+		}
+	}()
+	const expected = "the kernel reads no wrong byte: the block is refused, the machine restarts, and after some restarts it boots the copy, says so, and is well"
+	err = d.step(ctx, "flip one byte of the root, in a program that every boot reads", expected, func(ctx context.Context) (string, string, error) {
+		var mark int64
+		err := d.restart(ctx, func() error {
+			at, err := d.inProgram()
+			if err != nil {
+				return err
+			}
+			mark = d.mark()
+			was, err = d.flip([]int64{at})
+			return err
+		})
+		if err != nil {
+			return "", "", err
+		}
+		line, err := d.says(ctx, mark, 1, corrupt)
+		if err != nil {
+			return "", "", err
+		}
+		said, err := d.says(ctx, mark, 1, damaged)
+		if err != nil {
+			return line, "", err
+		}
+		seen, err := d.well(ctx)
+		refused := len(corrupt.FindAllString(d.console(mark), -1))
+		return fmt.Sprintf("%s of the disk; %s, %d times; then: %s; %s", was, line, refused, said, seen), "", err
+	})
+	if err != nil {
+		return err
+	}
+	return d.step(ctx, "let it run", "it mends the byte, and says no more that it is damaged", func(ctx context.Context) (string, string, error) {
+		err := until(ctx, func(context.Context) error { return d.holds(was) })
+		if err != nil {
+			return "", "", err
+		}
+		seen, err := d.well(ctx)
+		return "the byte is right again; " + seen, "", err
+	})
+}
+
+// copied says whether the idle slot holds the root of slot a, whole.
+func (d *drill) copied(context.Context) error {
+	p, v, err := d.root()
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	b, err := d.open(osimage.PartRootB)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if is, err := verity.Matches(b, v); err != nil || !is {
+		return errors.Join(err, errors.New("slot b holds no copy yet"))
+	}
+	return verity.Check(b, v)
+}
+
+// flipped is bytes of the disk as they were.
+type flipped map[int64]byte
+
+func (f flipped) String() string {
+	at := slices.Sorted(maps.Keys(f))
+	return "byte " + strings.Trim(strings.ReplaceAll(fmt.Sprint(at), " ", " and "), "[]")
+}
+
+// flip changes bytes of the disk.
+func (d *drill) flip(at []int64) (was flipped, err error) {
+	f, err := os.OpenFile(d.Lab.DiskFile(d.machine, 0), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	was = flipped{}
+	for _, at := range at {
+		b := make([]byte, 1)
+		if _, err := f.ReadAt(b, at); err != nil {
+			return was, err
+		}
+		was[at] = b[0]
+		if _, err := f.WriteAt([]byte{b[0] ^ 0x20}, at); err != nil {
+			return was, err
+		}
+	}
+	return was, nil
+}
+
+func (d *drill) unflip(was flipped) error {
 	f, err := os.OpenFile(d.Lab.DiskFile(d.machine, 0), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, at); err != nil {
+	for at, b := range was {
+		_, fault := f.WriteAt([]byte{b}, at)
+		err = errors.Join(err, fault)
+	}
+	return err
+}
+
+// holds says whether the disk holds bytes as they were.
+func (d *drill) holds(was flipped) error {
+	f, err := os.Open(d.Lab.DiskFile(d.machine, 0))
+	if err != nil {
 		return err
 	}
-	b[0] ^= 0x20
-	_, err = f.WriteAt(b, at)
-	return err
+	defer f.Close()
+	for at, want := range was {
+		b := make([]byte, 1)
+		if _, err := f.ReadAt(b, at); err != nil {
+			return err
+		}
+		if b[0] != want {
+			return fmt.Errorf("byte %d of the disk is %#x, and was %#x", at, b[0], want)
+		}
+	}
+	return nil
 }
 
 // inProgram is within machined, which is process 1.
@@ -145,26 +271,26 @@ func (d *drill) root() (part, osimage.Verity, error) {
 	return p, v, err
 }
 
-func (d *drill) inUKI() (int64, error)    { return d.onESP(build.PartUKI) }
-func (d *drill) inLoader() (int64, error) { return d.onESP(build.PartLoader) }
+func (d *drill) inUKI() ([]int64, error)    { return d.onESP(build.PartUKI) }
+func (d *drill) inLoader() ([]int64, error) { return d.onESP(build.PartLoader) }
 
-// onESP is in the middle of a file of the ESP, found by its content: Linux may have
-// written it in pieces.
-func (d *drill) onESP(name string) (int64, error) {
+// onESP is in the middle of a file of the ESP, wherever it is found by its content:
+// Linux may have written it in pieces, and a slot may be a copy of the other.
+func (d *drill) onESP(name string) (found []int64, err error) {
 	f, err := os.Open(filepath.Join(d.machine.OS, name))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	const sector = 512
 	sample := make([]byte, sector)
 	for at := info.Size() / 2 / sector * sector; ; at += sector { // one that is like no other
 		if _, err := f.ReadAt(sample, at); err != nil {
-			return 0, fmt.Errorf("find a sector of %s: %w", name, err)
+			return nil, fmt.Errorf("find a sector of %s: %w", name, err)
 		}
 		if len(bytes.Trim(sample, "\x00\xff")) > sector/2 {
 			break
@@ -172,20 +298,23 @@ func (d *drill) onESP(name string) (int64, error) {
 	}
 	p, err := d.open(osimage.PartESP)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer p.Close()
 	chunk := make([]byte, 1<<20)
 	for at := int64(0); at < p.Size(); at += int64(len(chunk)) {
 		n, err := p.ReadAt(chunk[:min(int64(len(chunk)), p.Size()-at)], at)
 		if err != nil && err != io.EOF {
-			return 0, err
+			return nil, err
 		}
 		for i := 0; i+sector <= n; i += sector {
 			if bytes.Equal(chunk[i:i+sector], sample) {
-				return p.Offset() + at + int64(i) + sector/2, nil
+				found = append(found, p.Offset()+at+int64(i)+sector/2)
 			}
 		}
 	}
-	return 0, fmt.Errorf("the ESP does not hold %s", name)
+	if len(found) == 0 {
+		return nil, fmt.Errorf("the ESP does not hold %s", name)
+	}
+	return found, nil
 }

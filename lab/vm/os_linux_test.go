@@ -41,6 +41,14 @@ var (
 // osImage builds an OS image from the programs in bin, for a fleet that nobody has.
 func osImage(t *testing.T) (folder, raw string) {
 	t.Helper()
+	folders := osImages(t, "0.0.1")
+	return folders[0], folders[0] + ".raw"
+}
+
+// osImages builds versions of the OS of one fleet: folders of parts, each with its
+// raw disk beside it.
+func osImages(t *testing.T, versions ...string) (folders []string) {
+	t.Helper()
 	bin, err := filepath.Abs("../../bin")
 	if err != nil {
 		t.Fatal(err)
@@ -71,17 +79,21 @@ func osImage(t *testing.T) (folder, raw string) {
 	if *architecture != runtime.GOARCH {
 		programs = filepath.Join(bin, *architecture)
 	}
-	result, err := build.Build(t.Context(), build.Options{
-		Profile: build.Profile{Architecture: *architecture},
-		Version: "0.0.1", Built: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), Seed: holdfast("--fleet", repo, "seed"),
-		Programs: build.Programs{Machined: filepath.Join(programs, "machined"), Init: filepath.Join(programs, "init"), System: filepath.Join(programs, "system")},
-		Keys:     build.Keys{Signer: keys.DB.Key, Certificate: keys.DB.Cert, Enrol: enrol},
-		Output:   filepath.Join(home, "out"),
-	})
-	if err != nil {
-		t.Fatal(err)
+	seed := holdfast("--fleet", repo, "seed")
+	for _, version := range versions {
+		result, err := build.Build(t.Context(), build.Options{
+			Profile: build.Profile{Architecture: *architecture},
+			Version: version, Built: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), Seed: seed,
+			Programs: build.Programs{Machined: filepath.Join(programs, "machined"), Init: filepath.Join(programs, "init"), System: filepath.Join(programs, "system")},
+			Keys:     build.Keys{Signer: keys.DB.Key, Certificate: keys.DB.Cert, Enrol: enrol},
+			Output:   filepath.Join(home, "out"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		folders = append(folders, strings.TrimSuffix(result.Disk, ".raw"))
 	}
-	return strings.TrimSuffix(result.Disk, ".raw"), result.Disk
+	return folders
 }
 
 // direct takes the kernel out of a UKI, to be started without firmware.

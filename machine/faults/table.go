@@ -60,6 +60,7 @@ const (
 	ContentRefused  Code = "E31" // error
 	UnsavedReleases Code = "E32" // error
 
+	DamagedSlot  Code = "E34" // slot
 	OSRefused    Code = "E35" // version, error
 	OSRolledBack Code = "E36" // version, why
 	OSTooOld     Code = "E37" // version, floor
@@ -173,6 +174,9 @@ var table = []Entry{
 		"STATE or the anchor takes no writes: full, read-only, or broken. The release does not count until it is written.",
 		"If the disk is full, see what fills it; if it is broken, replace it: the machine fills the new one."},
 
+	{DamagedSlot, "slot damaged", "what slot %s holds is not what was signed", true, Wrong,
+		"A block of that boot slot was changed: by a disk that begins to fail, or by somebody. Nothing of it is used: the first such block restarts the machine, and after some restarts it boots what is whole: a copy in the other slot, or the OS version before. From there it writes the damaged slot anew.",
+		"Nothing, the first time. If it comes again, replace the disk, or find out who had it open. If the machine keeps restarting, both slots are damaged: boot it once from its stick."},
 	{OSRefused, "OS version refused", "refused OS version %s: %s", true, Wrong,
 		"The OS image that a release names does not prove itself, does not fit this machine, or was tried and undone before. It is not tried again until a release names another, or holdfast os retry.",
 		"holdfast status --direct says more; correct os/ in the fleet repo and release."},

@@ -22,6 +22,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/metal/clock"
 	"github.com/holdfast-edge/holdfast/machine/metal/disks"
+	"github.com/holdfast-edge/holdfast/machine/metal/efivar"
 	"github.com/holdfast-edge/holdfast/machine/metal/harden"
 	"github.com/holdfast-edge/holdfast/machine/metal/modules"
 	"github.com/holdfast-edge/holdfast/machine/metal/network"
@@ -111,6 +112,8 @@ func Main() error {
 	}
 	if err != nil {
 		m.despair(err)
+	} else {
+		m.tally(efivar.Settle) // an end in order
 	}
 	stop()
 	return m.down()

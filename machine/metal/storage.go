@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/box"
 	"github.com/holdfast-edge/holdfast/machine/faults"
 	"github.com/holdfast-edge/holdfast/machine/metal/disks"
+	"github.com/holdfast-edge/holdfast/machine/metal/efivar"
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
 	"github.com/holdfast-edge/holdfast/machine/slots"
 	"github.com/holdfast-edge/holdfast/machine/update"
@@ -38,8 +39,11 @@ const (
 // own, or the stick's, of which nothing is changed. One that does not mount costs
 // what lies there, hints and updates, and no more.
 func (m *metal) bootESP(context.Context) error {
-	if why := unprotected(variables); why != "" {
+	if why := unprotected(efivar.Dir); why != "" {
 		m.faults.Set(faults.New(faults.UnsafeBoot, why))
+	}
+	if m.booted.Damaged != "" {
+		m.faults.Set(faults.New(faults.DamagedSlot, m.booted.Damaged))
 	}
 	m.public = runDir + "/public"
 	if err := m.modules.Need("vfat", "nls_cp437", "nls_ascii"); err != nil {
@@ -61,9 +65,6 @@ func (m *metal) bootESP(context.Context) error {
 }
 
 const slotStick = "stick"
-
-// variables are the firmware's.
-const variables = "/sys/firmware/efi/efivars"
 
 // unprotected says why the firmware checks nothing of what it starts; "" where it
 // does, or where no firmware started this machine.
@@ -389,7 +390,7 @@ func (m *metal) repair(d *disks.Disks) error {
 
 // counted tells whether the boot loader counts this boot: the OS is on trial.
 func (m *metal) counted() bool {
-	found, _ := filepath.Glob(variables + "/LoaderBootCountPath-*")
+	found, _ := filepath.Glob(efivar.Dir + "/LoaderBootCountPath-*")
 	return len(found) > 0
 }
 
@@ -425,6 +426,13 @@ func (m *metal) standIn() error {
 	return err
 }
 
+// tally changes what the firmware keeps for the next boot. It is a help and no more.
+func (m *metal) tally(change func(dir string) error) {
+	if err := change(efivar.Dir); err != nil {
+		m.log.Warn("the tally of boots", "err", err)
+	}
+}
+
 // platform is what an update of the OS needs; nil where there are no slots: on a
 // stick, without firmware, or on a disk that is not open.
 func (m *metal) platform() *machine.Platform {
@@ -449,6 +457,10 @@ func (m *metal) platform() *machine.Platform {
 		},
 		Slots:  s,
 		Reboot: func(reason string) { m.power.request(reboot, reason) },
+
+		Settled: func() { m.tally(efivar.Settle) },
+		Damaged: slots.Slot(m.booted.Damaged),
+		Mended:  func() { m.tally(efivar.Mended) },
 	}
 	if m.tpm != nil {
 		p.Seal = func(ctx context.Context, to slots.Slot, uki string) error {

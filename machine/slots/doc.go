@@ -6,6 +6,7 @@
 //	EFI/Linux/holdfast-b+3.efi     armed: three tries, none made
 //	EFI/Linux/holdfast-b+2-1.efi   the loader counts down before each try
 //	EFI/Linux/holdfast-b+0-3.efi   no try left: sorted last, booted only when nothing else is there
+//	EFI/Linux/holdfast-b+0.efi     put last: sent back, or a copy of the other slot (Mirror)
 //	EFI/Linux/holdfast-b.new       unfinished: the loader does not see it
 //
 // It promises that at each instant at which the power can go, an entry that is

@@ -18,7 +18,8 @@ import (
 // FirstUKI is what a UKI is called on a disk that was just made, and on a stick.
 const FirstUKI = "holdfast-a.efi"
 
-// Stick is the OS image that a machine runs from while it repairs its disk.
+// Stick is the OS image that a machine runs from while it repairs its disk: that of
+// a stick, or the one in the slot that runs.
 type Stick struct {
 	Verity osimage.Verity
 	Root   io.ReaderAt // the partition, data and hash tree

@@ -147,6 +147,8 @@ func unrecorded(f Facts) Step {
 	switch {
 	case f.Self == nil || !f.Self.Count.Counted:
 		return Step{Do: Wait}
+	case spent(f.Self) && f.Idle != nil && f.Idle.Verity == f.Self.Verity:
+		return Step{Do: Bless} // a copy of a slot that is damaged: it is the good one now
 	case spent(f.Self):
 		return Step{Do: Wait} // the loader takes the other slot, if there is one
 	}

@@ -11,7 +11,9 @@ import (
 
 func TestDecide(t *testing.T) {
 	counted := func(left int) slots.Count { return slots.Count{Counted: true, Left: left, Done: 3 - left} }
-	entry := func(s slots.Slot, c slots.Count) *slots.Entry { return &slots.Entry{Slot: s, Count: c} }
+	entry := func(s slots.Slot, c slots.Count) *slots.Entry {
+		return &slots.Entry{Slot: s, Count: c, Verity: verityOf(string(s))}
+	}
 	record := func(p Phase, change ...func(*Record)) *Record {
 		r := &Record{Format: 1, Phase: p, Boots: 1, Deadline: 10 * time.Minute, Soak: time.Minute,
 			From: System{Version: "1.0", Kubernetes: "1.36", Slot: slots.A, Root: "ra"}, To: System{Version: "1.1", Kubernetes: "1.36", Slot: slots.B, Root: "rb"}}
@@ -45,6 +47,7 @@ func TestDecide(t *testing.T) {
 		{"NothingIsOnTrial", nil, inOld(nil), Wait, ""},
 		{"CounterWithoutRecord", nil, inNew(2), Wait, First},
 		{"SpentWithoutRecord", nil, inNew(0), Wait, ""},
+		{"CopyOfADamagedSlot", nil, inNew(0, func(f *Facts) { f.Idle.Verity = f.Self.Verity }), Bless, ""},
 		{"ArmedNotYetNamed", record(Armed), func() Facts { f := inOld(nil); f.Staged = true; return f }(), Arm, Armed},
 		{"ArmedAndLost", record(Armed), inOld(nil), Forget, Armed},
 		{"ArmedAndReady", record(Armed), inOld(entry(slots.B, counted(3))), Reboot, Armed},
@@ -140,6 +143,55 @@ func TestRoute(t *testing.T) {
 			got, err := Route(tt.running, tt.minor, tt.wanted, all)
 			if got != tt.next || (err == nil) != (tt.next != "") || err != nil && !errors.Is(err, ErrNoWay) {
 				t.Errorf("next is %q (%v), want %q", got, err, tt.next)
+			}
+		})
+	}
+}
+
+// What an idle slot is worth decides whether it becomes a copy of the one that runs.
+func TestMirror(t *testing.T) {
+	counted, last := slots.Count{Counted: true, Left: 1}, slots.Count{Counted: true}
+	for _, c := range []struct {
+		name    string
+		self    slots.Count
+		idle    *entry
+		floor   string
+		damaged bool
+		trial   bool
+		made    bool
+	}{
+		{name: "an empty slot", made: true},
+		{name: "the OS before", idle: &entry{version: "1.4.0"}},
+		{name: "the OS before, damaged", idle: &entry{version: "1.4.0"}, damaged: true, made: true},
+		{name: "one below the floor", idle: &entry{version: "1.4.0"}, floor: "1.5.0", made: true},
+		{name: "one at the floor", idle: &entry{version: "1.4.0"}, floor: "1.4.0"},
+		{name: "one that was sent back", idle: &entry{"1.6.0", last}, made: true},
+		{name: "a copy", idle: &entry{"1.5.0", last}},
+		{name: "a damaged copy", idle: &entry{"1.5.0", last}, damaged: true, made: true},
+		{name: "what runs is on trial", self: counted},
+		{name: "another one is on trial", trial: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(1, good, system{kind: good, minor: "1.36"}, system{kind: good, minor: "1.36"}, false)
+			w.entries[slots.A].count, w.entries[slots.B] = c.self, c.idle
+			w.load()
+			w.entries[slots.A].count, w.running = c.self, slots.A
+			if c.floor != "" {
+				w.notes[noteName] = []byte(`{"floor":"` + c.floor + `"}`)
+			}
+			u, err := open("state", w.platform(), w.rim())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.trial {
+				u.record = &Record{Phase: Armed}
+			}
+			made, err := u.Mirror(t.Context(), c.damaged)
+			if err != nil || made != c.made {
+				t.Fatalf("made %t, %v; want %t", made, err, c.made)
+			}
+			if got := w.entries[slots.B]; made && (got == nil || *got != (entry{"1.5.0", last})) || !made && got != c.idle {
+				t.Errorf("the idle slot holds %+v", got)
 			}
 		})
 	}

@@ -42,6 +42,7 @@ type Slots interface {
 	Rearm() error
 	Bless() error
 	Condemn(slots.Slot) error
+	Mirror(context.Context) error
 }
 
 // Notes are the small notes that outlive the disks; box.Box has them.
@@ -450,6 +451,41 @@ func (u *Updater) Left() (left time.Duration, ok bool) {
 		return 0, false
 	}
 	return max(0, r.need()-(u.seen-u.since)), true
+}
+
+// Mirror sees to it that the machine has something to boot when the slot that runs
+// is damaged: an idle slot without an OS, with one that may not run, or, as damaged
+// says, with one that is damaged, becomes a copy of what runs. One with the OS
+// before is left, which is as good. While an OS is on trial nothing is done; made
+// says whether something was.
+func (u *Updater) Mirror(ctx context.Context, damaged bool) (made bool, err error) {
+	u.work.Lock()
+	defer u.work.Unlock()
+	if u.record != nil || u.leaving {
+		return false, nil
+	}
+	self, ok, err := u.Slots.Entry(u.Running.Slot)
+	if err != nil || !ok || self.Count.Counted {
+		return false, err
+	}
+	idle := u.Slots.Idle()
+	e, ok, err := u.Slots.Entry(idle)
+	if err != nil {
+		return false, err
+	}
+	if good := !e.Count.Counted && u.note.allows(e.Version) == nil || e.Verity == self.Verity; ok && good && !damaged {
+		return false, nil
+	}
+	if err := u.Slots.Mirror(ctx); err != nil {
+		return false, err
+	}
+	if e, ok, err = u.Slots.Entry(idle); err == nil && ok {
+		err = u.seal(ctx, idle, e.File)
+	}
+	if err != nil {
+		return true, fmt.Errorf("seal the disks to slot %s: %w", idle, err)
+	}
+	return true, nil
 }
 
 // saveEvery is how much running time a power cut may take from a deadline.

@@ -177,6 +177,14 @@ func (w *world) Bless() error {
 func (w *world) Condemn(s slots.Slot) error {
 	return w.op("condemn", func() { w.entries[s].count = slots.Count{Counted: true} })
 }
+func (w *world) Mirror(context.Context) error {
+	if err := w.op("discard the idle slot", func() { delete(w.entries, w.running.Other()) }); err != nil {
+		return err
+	}
+	return w.op("mirror", func() {
+		w.entries[w.running.Other()] = &entry{w.entries[w.running].version, slots.Count{Counted: true}}
+	})
+}
 
 // The rest of the platform.
 
@@ -343,6 +351,11 @@ func (w *world) live(u *Updater, s *system, version string, limit time.Duration)
 		}
 		if u.OnTrial() || w.uptime < ready {
 			continue
+		}
+		if w.r.IntN(4) == 0 {
+			if _, err := u.Mirror(context.Background(), false); w.said(err) {
+				return
+			}
 		}
 		if w.begin(u, version) || w.uptime > ready+4*time.Minute {
 			return

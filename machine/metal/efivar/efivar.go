@@ -1,0 +1,111 @@
+package efivar
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf16"
+)
+
+// Dir is where efivarfs is mounted.
+const Dir = "/sys/firmware/efi/efivars"
+
+// Vendors of variables.
+const (
+	Loader   = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f" // the boot loader interface of systemd
+	holdfast = "010b6743-534b-40ad-a472-ec9eb8b1c11f"
+)
+
+// kept is the attributes of a variable that outlives a boot and that programs of
+// the OS may change (UEFI 2.10, section 8.2): non-volatile, boot and run time.
+var kept = []byte{7, 0, 0, 0}
+
+// header is the bytes of attributes before those of the variable.
+const header = 4
+
+// most is of a variable that is read here.
+const most = 4 << 10
+
+func file(dir, name, vendor string) string { return filepath.Join(dir, name+"-"+vendor) }
+
+// read reads a variable, without its attributes. fs.ErrNotExist: there is none.
+func read(dir, name, vendor string) ([]byte, error) {
+	data, err := os.ReadFile(file(dir, name, vendor))
+	if err == nil && (len(data) < header || len(data) > most) {
+		err = fmt.Errorf("it has %d bytes", len(data))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the firmware's variable %s: %w", name, err)
+	}
+	return data[header:], nil
+}
+
+// write makes or replaces a variable, in the one write that the firmware wants.
+func write(dir, name, vendor string, data []byte) error {
+	path := file(dir, name, vendor)
+	err := mutable(path)
+	if err == nil {
+		err = writeOnce(path, append(bytes.Clone(kept), data...))
+	}
+	if err != nil {
+		return fmt.Errorf("write the firmware's variable %s: %w", name, err)
+	}
+	return nil
+}
+
+func writeOnce(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+func remove(dir, name, vendor string) error {
+	path := file(dir, name, vendor)
+	err := mutable(path)
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the firmware's variable %s: %w", name, err)
+	}
+	return nil
+}
+
+// LoaderText is a variable of the boot loader that is text, in lower case; empty
+// where there is none, as without firmware.
+func LoaderText(dir, name string) (string, error) {
+	data, err := read(dir, name, Loader)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return decode(data), err
+}
+
+// BootOnce tells the boot loader which entry to boot next time, once.
+func BootOnce(dir, entry string) error {
+	return write(dir, "LoaderEntryOneShot", Loader, encode(entry))
+}
+
+// decode is the text of a variable: UTF-16, which may end in a NUL.
+func decode(data []byte) string {
+	var units []uint16
+	for ; len(data) >= 2; data = data[2:] {
+		units = append(units, uint16(data[0])|uint16(data[1])<<8)
+	}
+	text, _, _ := strings.Cut(string(utf16.Decode(units)), "\x00")
+	return strings.ToLower(text)
+}
+
+func encode(text string) (data []byte) {
+	for _, u := range append(utf16.Encode([]rune(text)), 0) {
+		data = append(data, byte(u), byte(u>>8))
+	}
+	return data
+}
