@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/lab/vm/disk"
@@ -28,14 +30,19 @@ const cutWithin = 2 * time.Minute
 // moments are what the machine is at when the power goes. Each comes in its turn,
 // and in that of an update each stage of it.
 var (
-	moments = []string{"boot", "work", "idle", "release", inUpdate}
+	moments = []string{"boot", "work", "idle", "release", inUpdate, inStorm}
 	stages  = []string{inWriting, "trial", "bless"}
 )
 
 const (
 	inUpdate  = "update"
 	inWriting = "write"
+	inStorm   = "storm"
 )
+
+// gusts is how often the power goes in a storm: again and again before the machine
+// is up, with nobody looking until it is over.
+const gusts = 8
 
 // power cuts the power, with what was not flushed.
 func (d *drill) power(ctx context.Context) error {
@@ -50,9 +57,13 @@ func (d *drill) power(ctx context.Context) error {
 			updates++
 		}
 		cuts, err := 1, error(nil)
-		if slices.Contains(stages, moment) {
+		switch {
+		case slices.Contains(stages, moment):
 			cuts, err = d.cutUpdate(ctx, done+1, moment)
-		} else {
+		case moment == inStorm:
+			cuts = min(gusts, d.Cuts-done)
+			err = d.cutStorm(ctx, done+1, cuts)
+		default:
 			err = d.cutIn(ctx, done+1, moment)
 		}
 		if err != nil {
@@ -82,6 +93,33 @@ func (d *drill) cutIn(ctx context.Context, n int, moment string) error {
 		acked, _ := d.counter.state()
 		seen, err := d.well(ctx)
 		return fmt.Sprintf("%s; %d writes were acknowledged so far; %s", at, acked, seen), lost(cut), err
+	})
+}
+
+// cutStorm cuts the power so often, each time in the boot after the cut before.
+func (d *drill) cutStorm(ctx context.Context, n, cuts int) error {
+	did := fmt.Sprintf("power cuts %d to %d of %d, each before it is up", n, n+cuts-1, d.Cuts)
+	return d.longStep(ctx, did, "it comes back by itself: same identity, same STATE, every acknowledged write, the app answers", func(ctx context.Context) (string, string, error) {
+		var all disk.Cut
+		var at []string
+		for range cuts {
+			if err := d.awake(ctx); err != nil {
+				return "", "", err
+			}
+			changes := 1 + d.dice.Uint64N(changesOfBoot)
+			cut, met, err := d.Lab.PowerCutAfter(ctx, d.machine.Key(), d.dice.Uint64(), changes, cutWithin)
+			if err != nil {
+				return strings.Join(at, ", "), "", err
+			}
+			at = append(at, strconv.FormatUint(changes, 10))
+			if !met {
+				at[len(at)-1] += " (did not come to it)"
+			}
+			all.Lost, all.Torn, all.Kept, all.Bytes = all.Lost+cut.Lost, all.Torn+cut.Torn, all.Kept+cut.Kept, all.Bytes+cut.Bytes
+		}
+		acked, _ := d.counter.state()
+		seen, err := d.well(ctx)
+		return fmt.Sprintf("at changes %s of its disk; %d writes were acknowledged so far; %s", strings.Join(at, ", "), acked, seen), lost(all), err
 	})
 }
 
