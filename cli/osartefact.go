@@ -58,7 +58,11 @@ func writeArtefact(ctx context.Context, r *build.Result, from, follows []string,
 		}
 		old = append(old, s)
 	}
-	say(fmt.Sprintf("pack the update, with %d deltas", len(old)))
+	doing := "pack the update"
+	if len(from) > 0 {
+		doing += ", with deltas from " + strings.Join(from, ", ")
+	}
+	say(doing)
 	folder := r.Parts + "-update"
 	w, err := artefact.Write(ctx, folder, artefact.Config{
 		Version: m.Version, Architecture: m.Architecture, Kubernetes: minor(m.Versions["kube"]), Built: m.Built, Follows: follows,
