@@ -174,6 +174,9 @@ func (d *drill) copied(context.Context) error {
 	if is, err := verity.Matches(b, v); err != nil || !is {
 		return errors.Join(err, errors.New("slot b holds no copy yet"))
 	}
+	if uki, err := d.inUKI(); err != nil || len(uki) < 2 {
+		return errors.Join(err, errors.New("the boot partition holds one boot image"))
+	}
 	return verity.Check(b, v)
 }
 

@@ -1,6 +1,7 @@
 package slots
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
@@ -12,8 +13,11 @@ import (
 
 // Mirror makes the idle slot a copy of the one that runs: what the machine boots
 // when a block of its root is damaged. Its entry is put last, so that the same slot
-// goes on being booted. What the idle slot held is gone. A running slot that is itself damaged is ErrContent, and nothing is written.
-// After a power cut the same call goes on; until its end the idle slot is not booted.
+// goes on being booted; one that names the same root already stays as it is, and
+// only blocks that are wrong are written. Anything else that the idle slot held is
+// gone. A running slot that is itself damaged is ErrContent, and nothing is written.
+// After a power cut the same call goes on; until its end the idle slot is not booted
+// unless it was before.
 func (s *Slots) Mirror(ctx context.Context) error {
 	return s.mirror(ctx, func(slot Slot) (device, error) {
 		if slot == s.Slot {
@@ -28,14 +32,20 @@ func (s *Slots) mirror(ctx context.Context, open func(Slot) (device, error)) err
 		return fmt.Errorf("copy slot %s to slot %s: %w", s.Slot, s.Idle(), err)
 	}
 	self, ok, err := s.Entry(s.Slot)
-	if err == nil && !ok {
-		err = fs.ErrNotExist
-	}
-	if err == nil && self.Count.Counted {
-		err = fmt.Errorf("%s is on trial, or put last", self.File)
-	}
 	if err != nil {
 		return fail(err)
+	}
+	other, there, err := s.Entry(s.Idle())
+	if err != nil {
+		return fail(err)
+	}
+	switch {
+	case ok && self.Count.Counted:
+		return fail(fmt.Errorf("%s is on trial, or put last", self.File))
+	case !ok && there: // the root that runs was booted by the UKI of the other slot
+		self = other
+	case !ok:
+		return fail(fs.ErrNotExist)
 	}
 	own, err := open(s.Slot)
 	if err != nil {
@@ -52,8 +62,11 @@ func (s *Slots) mirror(ctx context.Context, open func(Slot) (device, error)) err
 	if !image.Intact(r.from.UKI) {
 		return fail(fmt.Errorf("%w: %s is not what was signed", ErrContent, self.File))
 	}
-	if err := s.Discard(s.Idle()); err != nil {
-		return fail(err)
+	same := there && other.Verity == self.Verity
+	if !same {
+		if err := s.Discard(s.Idle()); err != nil {
+			return fail(err)
+		}
 	}
 	if _, err := r.mend(ctx, s.Idle()); err != nil {
 		return fail(err)
@@ -63,6 +76,14 @@ func (s *Slots) mirror(ctx context.Context, open func(Slot) (device, error)) err
 	}
 	if err := ctx.Err(); err != nil {
 		return fail(err)
+	}
+	if same {
+		if text, err := r.whole(other.File); err != nil || bytes.Equal(text, r.from.UKI) {
+			return err
+		}
+		if err := s.Discard(s.Idle()); err != nil {
+			return fail(err)
+		}
 	}
 	if err := r.place(s.Idle(), fileName(s.Idle(), Count{Counted: true})); err != nil {
 		return fail(err)

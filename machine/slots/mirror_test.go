@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io/fs"
 	"slices"
 	"testing"
 
@@ -22,10 +21,12 @@ func TestMirror(t *testing.T) {
 		name string
 		esp  map[string]string
 		b    []byte
+		cuts int
 	}{
-		{"an empty slot", map[string]string{"holdfast-a.efi": one.uki}, nil},
-		{"an OS that was sent back", map[string]string{"holdfast-a.efi": one.uki, "holdfast-b+0-3.efi": two.uki}, two.root},
-		{"a damaged copy", map[string]string{"holdfast-a.efi": one.uki, "holdfast-b+0.efi": one.uki}, []byte(flip(string(one.root)))},
+		{"an empty slot", map[string]string{"holdfast-a.efi": one.uki}, nil, 8},
+		{"an OS that was sent back", map[string]string{"holdfast-a.efi": one.uki, "holdfast-b+0-3.efi": two.uki}, two.root, 8},
+		{"a damaged copy", map[string]string{"holdfast-a.efi": one.uki, "holdfast-b+0.efi": one.uki}, []byte(flip(string(one.root))), 2},
+		{"a copy with a damaged UKI", map[string]string{"holdfast-a.efi": one.uki, "holdfast-b+0.efi": flip(one.uki)}, one.root, 4},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cuts := 0
@@ -47,7 +48,7 @@ func TestMirror(t *testing.T) {
 						}
 						for _, e := range entries {
 							text, err := (&repair{Slots: s}).whole(e.File)
-							if err != nil || string(text) != one.uki && string(text) != two.uki {
+							if err != nil || string(text) != one.uki && string(text) != two.uki && string(text) != c.esp[e.File] {
 								t.Errorf("cut at %d, arrived %b, %s: %s is half a UKI, %v", left, mask, when, e.File, err)
 							}
 							// What was sound before stays so, until it is no entry any more.
@@ -82,10 +83,28 @@ func TestMirror(t *testing.T) {
 					}
 				}
 			}
-			if cuts < 8 {
+			if cuts < c.cuts {
 				t.Errorf("only %d cuts were tried", cuts)
 			}
 		})
+	}
+}
+
+// The root that runs was booted by the other slot's UKI, whose own root is damaged.
+func TestMirrorUnderTheOthersUKI(t *testing.T) {
+	key, cert := signer(t)
+	one := makeOS(t, key, cert, "1.1")
+	d := newFAT(map[string]string{"holdfast-a.efi": one.uki})
+	roots := map[Slot]*memory{A: {[]byte(flip(string(one.root))), d}, B: {slices.Clone(one.root), d}}
+	s := &Slots{Config: Config{ESP: "/efi", Slot: B}, disk: d, inspect: inspect}
+	if err := s.mirror(t.Context(), func(slot Slot) (device, error) { return roots[slot], nil }); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := d.list(); err != nil || !slices.Equal(names, []string{"holdfast-a.efi"}) {
+		t.Errorf("the ESP has %q, %v", names, err)
+	}
+	if !bytes.Equal(roots[A].data, one.root) || !bytes.Equal(roots[B].data, one.root) {
+		t.Error("the roots are not both whole")
 	}
 }
 
@@ -100,7 +119,7 @@ func TestMirrorRefuses(t *testing.T) {
 	}{
 		{"a damaged root", map[string]string{"holdfast-a.efi": one.uki}, []byte(flip(string(one.root))), ErrContent},
 		{"a damaged UKI", map[string]string{"holdfast-a.efi": flip(one.uki)}, one.root, ErrContent},
-		{"no UKI", map[string]string{}, one.root, fs.ErrNotExist},
+		{"no UKI of what runs", map[string]string{}, one.root, ErrContent},
 		{"an OS on trial", map[string]string{"holdfast-a+2-1.efi": one.uki}, one.root, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

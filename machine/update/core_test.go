@@ -158,8 +158,11 @@ func TestMirror(t *testing.T) {
 		floor   string
 		damaged bool
 		trial   bool
+		alone   bool // what runs has no entry
 		made    bool
 	}{
+		{name: "what runs was booted by the entry of a damaged slot", alone: true, idle: &entry{"1.5.0", last}, damaged: true, made: true},
+		{name: "what runs has no entry", alone: true, idle: &entry{version: "1.4.0"}, damaged: true},
 		{name: "an empty slot", made: true},
 		{name: "the OS before", idle: &entry{version: "1.4.0"}},
 		{name: "the OS before, damaged", idle: &entry{version: "1.4.0"}, damaged: true, made: true},
@@ -185,6 +188,9 @@ func TestMirror(t *testing.T) {
 			}
 			if c.trial {
 				u.record = &Record{Phase: Armed}
+			}
+			if c.alone {
+				delete(w.entries, slots.A)
 			}
 			made, err := u.Mirror(t.Context(), c.damaged)
 			if err != nil || made != c.made {

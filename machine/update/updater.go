@@ -464,14 +464,17 @@ func (u *Updater) Mirror(ctx context.Context, damaged bool) (made bool, err erro
 	if u.record != nil || u.leaving {
 		return false, nil
 	}
-	self, ok, err := u.Slots.Entry(u.Running.Slot)
-	if err != nil || !ok || self.Count.Counted {
+	self, blessed, err := u.Slots.Entry(u.Running.Slot)
+	if err != nil || self.Count.Counted {
 		return false, err
 	}
 	idle := u.Slots.Idle()
 	e, ok, err := u.Slots.Entry(idle)
 	if err != nil {
 		return false, err
+	}
+	if !blessed && !(damaged && ok && root(e.Verity) == u.Running.Root) { // else: that entry has booted this root
+		return false, nil
 	}
 	if good := !e.Count.Counted && u.note.allows(e.Version) == nil || e.Verity == self.Verity; ok && good && !damaged {
 		return false, nil

@@ -178,12 +178,14 @@ func (w *world) Condemn(s slots.Slot) error {
 	return w.op("condemn", func() { w.entries[s].count = slots.Count{Counted: true} })
 }
 func (w *world) Mirror(context.Context) error {
-	if err := w.op("discard the idle slot", func() { delete(w.entries, w.running.Other()) }); err != nil {
+	self, idle := w.entries[w.running], w.running.Other()
+	if other := w.entries[idle]; self == nil || other != nil && other.version == self.version {
+		return w.op("mend the idle slot", func() {})
+	}
+	if err := w.op("discard the idle slot", func() { delete(w.entries, idle) }); err != nil {
 		return err
 	}
-	return w.op("mirror", func() {
-		w.entries[w.running.Other()] = &entry{w.entries[w.running].version, slots.Count{Counted: true}}
-	})
+	return w.op("mirror", func() { w.entries[idle] = &entry{self.version, slots.Count{Counted: true}} })
 }
 
 // The rest of the platform.
