@@ -191,7 +191,7 @@ func TestLocked(t *testing.T) {
 					t.Errorf("escrow %q, %v", e.Age, err)
 				}
 				wantRefusal(t, unlock(c, bytes.Repeat([]byte{1}, 32)), http.StatusUnprocessableEntity, ErrWrongKey.Error())
-				wantRefusal(t, unlock(c, []byte("broken, and long enough")), http.StatusUnprocessableEntity, "the disk answers with errors")
+				wantRefusal(t, unlock(c, []byte("broken, and long enough")), http.StatusInternalServerError, "the disk answers with errors")
 				wantRefusal(t, unlock(c, nil), http.StatusBadRequest, "")
 				wantRefusal(t, unlock(c, make([]byte, 300)), http.StatusBadRequest, "")
 			})
