@@ -47,6 +47,7 @@ func TestReleaseReachesMachines(t *testing.T) {
 	a, b := r.machine(one), r.machine(two)
 	a.waitRelease(1)
 	b.waitRelease(1)
+	a.wait("be greeted", func() bool { return a.reply.Capability > 0 }) // the release may be faster
 	if a.reply.Site != w.siteName(0) || !a.reply.Listed {
 		t.Errorf("reply = %+v", a.reply)
 	}
