@@ -138,6 +138,7 @@ func (o *osUpdate) mirror(ctx context.Context) {
 			p.Mended()
 			damaged = ""
 		}
+		o.reporter.faults(o.faults)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // unsettled is how many boots in a row may end early before the root is read
-// whole: as many as an OS on trial has tries, so that its counter decides first.
+// whole: one more than an OS on trial has tries, so that its counter decides first.
 const unsettled = 4
 
 // prove counts this boot, and looks whether it is the root that ends them. A

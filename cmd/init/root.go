@@ -47,7 +47,7 @@ func (b *boot) find() error {
 		return err
 	}
 	if b.entry, err = efivar.LoaderText(efivar.Dir, "LoaderEntrySelected"); err != nil {
-		return err
+		say("<4>", "init: "+err.Error()) // it only says which of two that are alike
 	}
 	for end := now() + patience; ; time.Sleep(50 * time.Millisecond) {
 		parts, err := partitions("/sys/class/block")

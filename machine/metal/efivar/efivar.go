@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,19 +28,29 @@ var kept = []byte{7, 0, 0, 0}
 // header is the bytes of attributes before those of the variable.
 const header = 4
 
-// most is of a variable that is read here.
+// most is the size of a variable that is read here; errSize is of one that is not.
 const most = 4 << 10
+
+var errSize = errors.New("not a variable")
 
 func file(dir, name, vendor string) string { return filepath.Join(dir, name+"-"+vendor) }
 
 // read reads a variable, without its attributes. fs.ErrNotExist: there is none.
 func read(dir, name, vendor string) ([]byte, error) {
-	data, err := os.ReadFile(file(dir, name, vendor))
+	fail := func(err error) ([]byte, error) {
+		return nil, fmt.Errorf("read the firmware's variable %s: %w", name, err)
+	}
+	f, err := os.Open(file(dir, name, vendor))
+	if err != nil {
+		return fail(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err == nil && (len(data) < header || len(data) > most) {
-		err = fmt.Errorf("it has %d bytes", len(data))
+		err = fmt.Errorf("%w: it has %d bytes or more: want %d to %d", errSize, len(data), header, most)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the firmware's variable %s: %w", name, err)
+		return fail(err)
 	}
 	return data[header:], nil
 }

@@ -2,6 +2,7 @@ package efivar
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,12 +21,33 @@ func TestLoaderText(t *testing.T) {
 	if got, err := LoaderText(dir, "LoaderDevicePartUUID"); got != id || err != nil {
 		t.Errorf("got %q, %v; want %q", got, err, id)
 	}
-	if err := os.WriteFile(file(dir, "LoaderDevicePartUUID", Loader), []byte{6, 0}, 0o644); err != nil {
-		t.Fatal(err)
+}
+
+func TestReadRefusesASize(t *testing.T) {
+	dir := t.TempDir()
+	for _, size := range []int{0, header - 1, most + 1, 1 << 20} {
+		if err := os.WriteFile(file(dir, "LoaderEntrySelected", Loader), make([]byte, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := LoaderText(dir, "LoaderEntrySelected"); !errors.Is(err, errSize) {
+			t.Errorf("%d bytes: got %q, %v; want %v", size, got, err, errSize)
+		}
 	}
-	if got, err := LoaderText(dir, "LoaderDevicePartUUID"); err == nil {
-		t.Errorf("half a variable: got %q and no error", got)
-	}
+}
+
+func FuzzTally(f *testing.F) {
+	f.Add([]byte{7, 0, 0, 0, 4, 'a'})
+	f.Add([]byte{7, 0, 0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(file(dir, tallyName, holdfast), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadTally(dir)
+		if got.Boots < 0 || got.Boots > 255 || got.Damaged != "" && got.Damaged != "a" && got.Damaged != "b" || err != nil && got != (Tally{}) {
+			t.Errorf("%q: %+v, %v", data, got, err)
+		}
+	})
 }
 
 func TestBootOnce(t *testing.T) {
@@ -82,7 +104,7 @@ func TestTallyOfOthers(t *testing.T) {
 	if err := Settle(none); err != nil {
 		t.Errorf("without firmware: %v", err)
 	}
-	for _, data := range []string{"\x07\x00\x00\x00", "\x07\x00\x00\x00\x05"} {
+	for _, data := range []string{"", "\x07\x00\x00\x00", "\x07\x00\x00\x00\x05"} {
 		dir := t.TempDir()
 		if err := os.WriteFile(file(dir, tallyName, holdfast), []byte(data), 0o644); err != nil {
 			t.Fatal(err)

@@ -19,7 +19,7 @@ const tallyName = "HoldfastBoots"
 func ReadTally(dir string) (Tally, error) {
 	data, err := read(dir, tallyName, holdfast)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errSize):
 		return Tally{}, nil
 	case err != nil:
 		return Tally{}, err
