@@ -78,7 +78,11 @@ func (e *env) runOSKeys(dir string) error {
 	}
 	if err := keys.Save(dir); errors.Is(err, secureboot.ErrThere) {
 		if done, fault := completeEnrolment(dir); fault != nil || done {
-			if fault == nil {
+			switch {
+			case fault != nil:
+			case e.output == "json":
+				return e.printJSON(map[string]string{"folder": dir})
+			default:
 				e.printf("Secure Boot keys in %s: the files of their enrolment were missing, and are there now\n", dir)
 			}
 			return fault

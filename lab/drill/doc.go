@@ -4,7 +4,7 @@
 // expected, what was seen, how long that took and what was lost. It promises that a
 // broken promise is an error, that a seed brings the same choices back, and that
 // the machine is left as it was found, also when a drill is interrupted, but for
-// the OS and the Kubernetes that it was brought to. It leaves out starting the lab,
+// the OS, the slot and the Kubernetes that it was brought to. It leaves out starting the lab,
 // and how the site is reached: who calls gives that.
 package drill
 
