@@ -3,12 +3,15 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -150,7 +153,20 @@ func (e *env) runMachineStatus(ctx context.Context, name string, o machineOption
 	}
 	writeTimings(e.out, s.Timings)
 	writeMemory(e.out, s.Memory)
+	writeListens(e.out, s.Listens)
 	return nil
+}
+
+// writeListens is where a machine hears strangers.
+func writeListens(w io.Writer, list []wire.Listener) {
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "    listens, as far as its packet filter lets strangers come:")
+	for _, l := range list {
+		at := net.JoinHostPort(wire.Clean(l.Address), strconv.Itoa(int(l.Port)))
+		fmt.Fprintf(w, "    %-3s %-22s %s\n", wire.Clean(l.Protocol), at, wire.Clean(cmp.Or(l.Program, "the kernel")))
+	}
 }
 
 // writeMemory is a table of who uses a machine's memory, in MiB.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -225,9 +226,27 @@ type osBuilt struct {
 	Artefact     *osArtefact       `json:"artefact,omitempty"`
 }
 
+// check finds what is wrong with the flags themselves.
+func (o osBuildOptions) check() error {
+	var faults []error
+	if !build.IsVersion(o.version) {
+		faults = append(faults, fmt.Errorf("--version %s: want three numbers, such as 0.1.0, and optionally a dash and a word", o.version))
+	}
+	if all := debian.Architectures(); o.arch != "" && !slices.Contains(all, o.arch) {
+		faults = append(faults, fmt.Errorf("--arch %s: want %s", o.arch, strings.Join(all, " or ")))
+	}
+	if all := []string{build.Cloud, build.Generic}; o.flavour != "" && !slices.Contains(all, o.flavour) {
+		faults = append(faults, fmt.Errorf("--flavour %s: want %s", o.flavour, strings.Join(all, " or ")))
+	}
+	return errors.Join(faults...)
+}
+
 func (e *env) runOSBuild(ctx context.Context, dir string, o osBuildOptions) error {
 	if o.version == "" {
 		return &Error{Err: errors.New("the OS image needs a version"), Hint: "holdfast os build " + dir + " --version 0.1.0; machines prefer the greatest that is released", Code: CodeUsage}
+	}
+	if err := o.check(); err != nil {
+		return &Error{Err: err, Hint: "holdfast os build --help", Code: CodeUsage}
 	}
 	b, err := e.osOptions(ctx, o)
 	if err != nil {

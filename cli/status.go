@@ -246,7 +246,8 @@ type machineStatus struct {
 	Timings []timing    `json:"timings"`
 	Up      string      `json:"up"`
 
-	Memory *wire.Memory `json:"memory,omitempty"`
+	Memory  *wire.Memory    `json:"memory,omitempty"`
+	Listens []wire.Listener `json:"listens,omitempty"`
 }
 
 type timing struct {

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-edge/holdfast/link"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
+	"github.com/holdfast-edge/holdfast/machine/ports"
 	"github.com/holdfast-edge/holdfast/machine/usage"
 )
 
@@ -184,6 +185,8 @@ type Status struct {
 	Up      string      `json:"up"`
 	// Memory is who uses it. Of a hosted machine the sums are its host's. Nil where the kernel does not tell.
 	Memory *wire.Memory `json:"memory,omitempty"`
+	// Listens is where it hears strangers, as far as its packet filter lets them come. Nil where the kernel does not tell.
+	Listens []wire.Listener `json:"listens,omitempty"`
 }
 
 func (d *door) status(w http.ResponseWriter, _ *http.Request) {
@@ -191,6 +194,9 @@ func (d *door) status(w http.ResponseWriter, _ *http.Request) {
 	s := Status{Report: report, Timings: d.reporter.phases(), Up: ago(d.started)}
 	if m, err := usage.Read("/proc", "/sys"); err == nil {
 		s.Memory = &m
+	}
+	if l, err := ports.Read("/proc", usage.Name); err == nil {
+		s.Listens = l
 	}
 	wire.Write(w, http.StatusOK, s)
 }

@@ -59,7 +59,7 @@ func Read(proc, sys string) (wire.Memory, error) {
 			continue
 		}
 		dir := filepath.Join(proc, e.Name())
-		name, err := nameOf(dir)
+		name, err := Name(dir)
 		if err != nil || name == "" {
 			continue // it ended, or is the kernel's own
 		}
@@ -87,9 +87,9 @@ func Read(proc, sys string) (wire.Memory, error) {
 	return m, nil
 }
 
-// nameOf is the program that a process runs, with its first word where that is a
-// verb; "" of a thread of the kernel.
-func nameOf(dir string) (string, error) {
+// Name is the program that a process runs, by its folder in proc, with its first
+// word where that is a verb; Pods of what runs in a pod; "" of a thread of the kernel.
+func Name(dir string) (string, error) {
 	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil {
 		return "", err

@@ -71,7 +71,7 @@ func TestReadKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := nameOf("/proc/self")
+	own, err := Name("/proc/self")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -167,11 +167,15 @@ func (o *Options) say(format string, args ...any) {
 	}
 }
 
+// IsVersion tells whether an OS image can have the version: three numbers, and
+// optionally a dash and a word.
+func IsVersion(text string) bool { return versionText.MatchString(text) }
+
 // check defaults and validates.
 func (o *Options) check() error {
 	o.Profile.Default()
 	faults := []error{o.Profile.validate()}
-	if !versionText.MatchString(o.Version) {
+	if !IsVersion(o.Version) {
 		faults = append(faults, fmt.Errorf("version %q: want three numbers, such as 0.1.0, and optionally a dash and a word", o.Version))
 	}
 	if o.Built.Unix() <= 0 {
