@@ -45,6 +45,11 @@ type Platform struct {
 	Damaged slots.Slot
 	// Mended is called when that slot is whole again.
 	Mended func()
+
+	// Way is what the firmware started, by the name of its boot option; "" is unknown.
+	Way string
+	// Ways tells the firmware what it can start.
+	Ways func([]slots.Way) error
 }
 
 // A boot has lasted when the machine has run for settledAfter: whatever of its root
@@ -116,6 +121,7 @@ func (m *Machine) bootUpdate(ctx context.Context) error {
 func (o *osUpdate) mirror(ctx context.Context) {
 	p := o.config.Platform
 	idle, damaged := p.Slots.Idle(), p.Damaged
+	o.heal(ctx)
 	for wait := settledAfter; pause(ctx, wait); wait = mirrorEvery {
 		p.Settled()
 		began := time.Now()
@@ -138,8 +144,37 @@ func (o *osUpdate) mirror(ctx context.Context) {
 			p.Mended()
 			damaged = ""
 		}
+		o.heal(ctx)
 		o.reporter.faults(o.faults)
 	}
+}
+
+// heal mends what the firmware did not start, and tells it all ways into the machine.
+func (o *osUpdate) heal(ctx context.Context) {
+	p := o.config.Platform
+	said, done, err := o.updater.Heal(ctx, p.Way)
+	for _, s := range said {
+		o.log.Log(ctx, update.Notice, "mended what the firmware starts", "what", s)
+	}
+	if err == nil {
+		err = o.tellWays()
+	}
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		o.log.Warn("the ways into the machine", "err", err) // it has the one that it came by
+	case done && slots.Another(p.Way):
+		o.faults.Clear(faults.AnotherWay, p.Way)
+		o.reporter.faults(o.faults)
+	}
+}
+
+func (o *osUpdate) tellWays() error {
+	ways, err := o.updater.Ways()
+	if err != nil {
+		return err
+	}
+	return o.config.Platform.Ways(ways)
 }
 
 func (o *osUpdate) reopen(t update.Trial) (*taken, error) {
@@ -282,6 +317,9 @@ func (o *osUpdate) reboot(ctx context.Context, reason string) error {
 				// The hold alone already keeps the old OS able to read the data.
 				o.log.Error("copy etcd's data before an update", "err", err)
 			}
+		}
+		if err := o.tellWays(); err != nil {
+			o.log.Warn("the ways into the machine", "err", err)
 		}
 		o.config.Platform.Reboot(reason)
 		return nil

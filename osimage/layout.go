@@ -35,6 +35,14 @@ const (
 	PublicFolder = "holdfast" // on the ESP: what a machine needs to dial, no secret
 )
 
+// BootLoaders are the names by which firmware finds a boot loader on the ESP (UEFI
+// 2.10, section 3.5.1.1), by processor.
+var BootLoaders = map[string]string{"amd64": "EFI/BOOT/BOOTX64.EFI", "arm64": "EFI/BOOT/BOOTAA64.EFI"}
+
+// BootLoaderCopy is where a machine keeps a second boot loader, for the day on which
+// the first one is damaged: where systemd-boot lies by custom, whatever the processor.
+const BootLoaderCopy = "EFI/systemd/systemd-boot.efi"
+
 // BootFile is where cmd/init says how the machine booted.
 const BootFile = "/run/holdfast/boot.json"
 

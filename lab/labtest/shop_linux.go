@@ -8,14 +8,20 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-edge/holdfast/lab"
 	"github.com/holdfast-edge/holdfast/lab/world"
@@ -245,6 +251,30 @@ func Reachable(ns *os.File, host string, ports []string, patience time.Duration)
 	wg.Wait()
 	slices.Sort(open)
 	return open
+}
+
+// LinkLocal is the address that IPv6 gives a host by itself (RFC 4291, appendix A),
+// as somebody in ns dials it, who spoke with the host by its IPv4 address before.
+func LinkLocal(ns *os.File, host netip.Addr) (string, error) {
+	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return "", err
+	}
+	defer h.Close()
+	neighbours, err := h.NeighList(0, unix.AF_INET)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range neighbours {
+		if a, ok := netip.AddrFromSlice(n.IP.To4()); !ok || a != host || len(n.HardwareAddr) != 6 {
+			continue
+		}
+		mac := n.HardwareAddr
+		a := [16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}
+		// The zone is a number, since names are this program's namespace's.
+		return netip.AddrFrom16(a).WithZone(strconv.Itoa(n.LinkIndex)).String(), nil
+	}
+	return "", fmt.Errorf("nobody in the lab's network knows %s", host)
 }
 
 // Ports are those on which parts of Kubernetes, of the machine or of a Linux that

@@ -5,6 +5,8 @@ package vmsite
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +20,7 @@ import (
 	"github.com/holdfast-edge/holdfast/lab"
 	"github.com/holdfast-edge/holdfast/lab/drill"
 	"github.com/holdfast-edge/holdfast/lab/labtest"
+	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/osimage/audit"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 )
@@ -126,11 +129,41 @@ func (s shop) testProtected(t *testing.T) {
 	}
 }
 
-// testStrangers tries the ports of all that runs in the machine, from its LAN.
+// testStrangers tries the ports of all that runs in the machine from its LAN, by
+// IPv4 and by the address that IPv6 brings along, and asks the machine itself where
+// it listens: that an open port of UDP stays silent proves nothing.
 func (s shop) testStrangers(t *testing.T) {
+	lan, host := s.LAN(t), s.Machine(t).Address()
 	ports := append([]string{nodePort}, labtest.Ports...)
-	open := labtest.Reachable(s.LAN(t), s.Machine(t).Address().String(), ports, 20*time.Second)
+	open := labtest.Reachable(lan, host.String(), ports, 20*time.Second)
 	if want := []string{nodePort, "7443"}; !slices.Equal(open, want) {
 		t.Errorf("of %d ports strangers may enter %v, want %v", len(ports), open, want)
 	}
+	local, err := labtest.LinkLocal(lan, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open = labtest.Reachable(lan, local, ports, 20*time.Second)
+	if want := []string{"7443"}; !slices.Equal(open, want) { // pods and Services have IPv4 alone
+		t.Errorf("by %s of %d ports strangers may enter %v, want %v", local, len(ports), open, want)
+	}
+	var status struct {
+		Listens []wire.Listener `json:"listens"`
+	}
+	if err := json.Unmarshal([]byte(s.Run(t, "machine", "status", siteName, "--output", "json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	var strangers []string
+	for _, l := range status.Listens {
+		at := netip.MustParseAddr(l.Address)
+		if !insideSite.Contains(at) { // those are behind the filter of what comes from outside
+			strangers = append(strangers, fmt.Sprintf("%s %d", l.Protocol, l.Port))
+		}
+	}
+	if want := []string{"tcp 7443"}; !slices.Equal(strangers, want) {
+		t.Errorf("it listens to others than itself on %v, want %v: the machine API; all: %+v", strangers, want, status.Listens)
+	}
 }
+
+// insideSite are the addresses by which a machine is known in its site, whatever its LAN.
+var insideSite = netip.MustParsePrefix("10.213.0.0/24")

@@ -75,6 +75,7 @@ const (
 	EtcdHeld    Code = "E46" // version
 	CrashLoops  Code = "E47" // process, error
 	DiskFull    Code = "E48" // disk, error
+	AnotherWay  Code = "E49" // boot option
 
 	BootMounts   Code = "E60" // error; so are all that follow
 	BootWatchdog Code = "E61"
@@ -218,6 +219,9 @@ var table = []Entry{
 		"Below a tenth the machine says so, below a twentieth pods are turned away.",
 		"See which app fills it: holdfast kubectl SITE get pods -A; the class can give DATA a larger disk."},
 
+	{AnotherWay, "started by another way", "the firmware started \"%s\", since what it tries first did not start", true, Wrong,
+		"The boot loader or the boot image that this machine starts from is not what was signed, or cannot be read: the firmware refused it and took the next way. What was refused is written anew from what was started, in the first minutes.",
+		"Nothing, the first time. If it comes again, replace the disk, or find out who had it open."},
 	{BootMounts, "boot: mounts", "the boot stopped, no file systems of the kernel: %s", false, Wrong,
 		"What the kernel shows as files (/proc, /sys, control groups), or the machine's own folders in memory, could not be mounted. " + again,
 		"The kernel of the OS image lacks something, or memory is broken. " + show},

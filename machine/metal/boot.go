@@ -39,6 +39,7 @@ type metal struct {
 	log     *slog.Logger
 	started time.Duration // after the kernel
 	booted  osimage.Boot  // what cmd/init said, then our phases too
+	way     string        // the firmware's boot option that was taken; "" is unknown
 	faults  *faults.List
 	power   *power
 

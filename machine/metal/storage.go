@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/slots"
 	"github.com/holdfast-edge/holdfast/machine/update"
 	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/gpt"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
@@ -44,6 +46,13 @@ func (m *metal) bootESP(context.Context) error {
 	}
 	if m.booted.Damaged != "" {
 		m.faults.Set(faults.New(faults.DamagedSlot, m.booted.Damaged))
+	}
+	way, err := efivar.Started(efivar.Dir)
+	if err != nil {
+		m.log.Warn("what the firmware started", "err", err)
+	}
+	if m.way = way; slots.Another(way) {
+		m.faults.Set(faults.New(faults.AnotherWay, way))
 	}
 	m.public = runDir + "/public"
 	if err := m.modules.Need("vfat", "nls_cp437", "nls_ascii"); err != nil {
@@ -433,6 +442,38 @@ func (m *metal) tally(change func(dir string) error) {
 	}
 }
 
+// tellWays makes the ways into the machine boot options of the firmware.
+func (m *metal) tellWays(ways []slots.Way) error {
+	f, err := os.Open("/dev/" + m.booted.Disk)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	table, err := gpt.Read(f, size)
+	if err != nil {
+		return err
+	}
+	n := table.Find(osimage.PartESP)
+	if n == 0 {
+		return fmt.Errorf("disk %s has no partition %s", m.booted.Disk, osimage.PartESP)
+	}
+	p := table.Partitions[n-1]
+	esp := efivar.Partition{Number: uint32(n), First: p.First, Blocks: p.Last - p.First + 1, ID: p.ID}
+	var options []efivar.Option
+	for _, w := range ways {
+		options = append(options, efivar.Option{Name: w.Name, Partition: esp, File: w.File})
+	}
+	changed, err := efivar.SetOptions(efivar.Dir, slots.WayPrefix, options)
+	if err == nil && changed {
+		m.log.Log(context.Background(), update.Notice, "the firmware learnt the ways into the machine", "ways", len(ways))
+	}
+	return err
+}
+
 // platform is what an update of the OS needs; nil where there are no slots: on a
 // stick, without firmware, or on a disk that is not open.
 func (m *metal) platform() *machine.Platform {
@@ -461,6 +502,9 @@ func (m *metal) platform() *machine.Platform {
 		Settled: func() { m.tally(efivar.Settle) },
 		Damaged: slots.Slot(m.booted.Damaged),
 		Mended:  func() { m.tally(efivar.Mended) },
+
+		Way:  m.way,
+		Ways: m.tellWays,
 	}
 	if m.tpm != nil {
 		p.Seal = func(ctx context.Context, to slots.Slot, uki string) error {

@@ -167,9 +167,8 @@ func (r *repair) otherRoot(slot Slot, v osimage.Verity) (why string, err error) 
 
 // place writes the stick's UKI, and gives it its name when it is on the disk as a whole.
 func (r *repair) place(slot Slot, name string) error {
-	size := int64(len(r.from.UKI))
-	if _, err := r.WriteUKI(context.Background(), slot, bytes.NewReader(r.from.UKI), size, sha256.Sum256(r.from.UKI)); err != nil {
-		return err
+	if err := r.stage(slot, bytes.NewReader(r.from.UKI), sha256.Sum256(r.from.UKI)); err != nil {
+		return fmt.Errorf("write the UKI of slot %s: %w", slot, err)
 	}
 	if err := r.disk.rename(hidden(slot), name); err != nil {
 		return err

@@ -207,12 +207,20 @@ func (s *Slots) WriteUKI(ctx context.Context, slot Slot, r io.Reader, size int64
 	if slot == s.Slot {
 		return fail(ErrRunning)
 	}
-	name := hidden(slot)
-	if err := s.disk.write(name, &counted{ctx: ctx, r: io.LimitReader(r, size+1), most: size}); err != nil {
+	if err := s.stage(slot, &counted{ctx: ctx, r: io.LimitReader(r, size+1), most: size}, digest); err != nil {
 		return fail(err)
 	}
+	return s.Path(hidden(slot)), nil
+}
+
+// stage writes a UKI under its hidden name, flushed and read back.
+func (s *Slots) stage(slot Slot, r io.Reader, digest [32]byte) error {
+	name := hidden(slot)
+	if err := s.disk.write(name, r); err != nil {
+		return err
+	}
 	if err := s.disk.sync(); err != nil {
-		return fail(err)
+		return err
 	}
 	got, err := s.digest(name)
 	if err == nil && got != digest {
@@ -221,10 +229,7 @@ func (s *Slots) WriteUKI(ctx context.Context, slot Slot, r io.Reader, size int64
 	if err == nil {
 		_, err = s.read(name)
 	}
-	if err != nil {
-		return fail(err)
-	}
-	return s.Path(name), nil
+	return err
 }
 
 // counted refuses more than was announced, and ends with its context.

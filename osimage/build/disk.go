@@ -17,9 +17,6 @@ import (
 	"github.com/holdfast-edge/holdfast/osimage/gpt"
 )
 
-// bootNames are the names by which firmware finds a boot loader.
-var bootNames = map[string]string{"amd64": "EFI/BOOT/BOOTX64.EFI", "arm64": "EFI/BOOT/BOOTAA64.EFI"}
-
 // loaderConf: no menu, no way to edit a command line, and keys enrolled where
 // the firmware is in setup mode.
 const loaderConf = "timeout 0\neditor no\nauto-firmware no\nauto-entries no\nsecure-boot-enroll force\n"
@@ -39,7 +36,7 @@ func ESP(parts string, more map[string][]byte) (map[string][]byte, error) {
 		data, err := os.ReadFile(filepath.Join(parts, part))
 		files[name], faults = data, append(faults, err)
 	}
-	read(bootNames[m.Architecture], PartLoader)
+	read(osimage.BootLoaders[m.Architecture], PartLoader)
 	read(FirstUKI, PartUKI)
 	keys, err := os.ReadDir(filepath.Join(parts, PartKeys))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -145,7 +142,7 @@ func ReadManifest(parts string) (*Manifest, error) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(parts, PartManifest), err)
 	}
-	if bootNames[m.Architecture] == "" {
+	if osimage.BootLoaders[m.Architecture] == "" {
 		return nil, fmt.Errorf("read %s: architecture %q", filepath.Join(parts, PartManifest), m.Architecture)
 	}
 	return &m, nil

@@ -69,7 +69,7 @@ func write(dir, name, vendor string, data []byte) error {
 }
 
 func writeOnce(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func LoaderText(dir, name string) (string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
-	return decode(data), err
+	return strings.ToLower(decode(data)), err
 }
 
 // BootOnce tells the boot loader which entry to boot next time, once.
@@ -111,7 +111,7 @@ func decode(data []byte) string {
 		units = append(units, uint16(data[0])|uint16(data[1])<<8)
 	}
 	text, _, _ := strings.Cut(string(utf16.Decode(units)), "\x00")
-	return strings.ToLower(text)
+	return text
 }
 
 func encode(text string) (data []byte) {
