@@ -42,7 +42,7 @@ const (
 
 // gusts is how often the power goes in a storm: again and again before the machine
 // is up, with nobody looking until it is over.
-const gusts = 8
+const gusts = 12
 
 // power cuts the power, with what was not flushed.
 func (d *drill) power(ctx context.Context) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-edge/holdfast/osimage"
 	"github.com/holdfast-edge/holdfast/osimage/build"
 	"github.com/holdfast-edge/holdfast/osimage/delta/erofs"
+	"github.com/holdfast-edge/holdfast/osimage/fat"
 	"github.com/holdfast-edge/holdfast/osimage/verity"
 )
 
@@ -29,18 +30,6 @@ var (
 // inTime is longer than a machine takes from a refusal to process 1, were it to go on.
 const inTime = 30 * time.Second
 
-// spot is a place where one byte is flipped.
-type spot struct {
-	what     string
-	expected string
-	at       func(*drill) (off []int64, err error) // as often as the disk holds it
-}
-
-var spots = []spot{
-	{"the boot image", "Secure Boot refuses it", (*drill).inUKI},
-	{"the boot loader", "the firmware refuses it", (*drill).inLoader},
-}
-
 // tamper flips one byte at a time. What the machine cannot mend is put back.
 func (d *drill) tamper(ctx context.Context) error {
 	switch r, err := d.Site.Ask(ctx); {
@@ -49,27 +38,128 @@ func (d *drill) tamper(ctx context.Context) error {
 	case r.Slot != "a":
 		return fmt.Errorf("the machine runs from slot %s: this drill flips bytes of the OS version of its first disk, so do it before an update, and once on a lab", r.Slot)
 	}
-	for _, s := range spots {
-		if err := d.tamperWith(ctx, s); err != nil {
-			return err
-		}
-		err := d.step(ctx, "put the byte back", "it comes back by itself", func(ctx context.Context) (string, string, error) {
-			seen, err := d.well(ctx)
-			return seen, "", err
-		})
-		if err != nil {
+	if err := d.tamperWithAll(ctx); err != nil {
+		return err
+	}
+	err := d.step(ctx, "put the bytes back", "it comes back by itself", func(ctx context.Context) (string, string, error) {
+		seen, err := d.well(ctx)
+		return seen, "", err
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step(ctx, "let it run", "it makes copies of the slot that runs and of the boot loader", func(ctx context.Context) (string, string, error) {
+		return "slot b holds the same root, whole; there are two boot images and two boot loaders", "", until(ctx, d.copied)
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range []struct{ what, file, part string }{
+		{"the boot image that it starts from", build.FirstUKI, build.PartUKI},
+		{"the boot loader", osimage.BootLoaders[d.architecture], build.PartLoader},
+	} {
+		if err := d.tamperWith(ctx, s.what, s.file, filepath.Join(d.machine.OS, s.part)); err != nil {
 			return err
 		}
 	}
 	return d.tamperWithRoot(ctx)
 }
 
-func (d *drill) tamperWith(ctx context.Context, s spot) error {
-	return d.step(ctx, "flip one byte of "+s.what, s.expected, func(ctx context.Context) (seen, _ string, err error) {
+var another = regexp.MustCompile(`holdfast: fault +E49[^\r\n]*`)
+
+// tamperWith flips a byte of a file of the boot partition that the machine has a
+// copy of, and lets the machine see to it.
+func (d *drill) tamperWith(ctx context.Context, what, file, original string) (err error) {
+	var was flipped
+	defer func() {
+		if err != nil && len(was) > 0 {
+			afterwards(ctx, func(ctx context.Context) error {
+				return d.replug(ctx, func() error { return d.unflip(was) })
+			}, &err)
+		}
+	}()
+	const expected = "the firmware refuses it, and starts the machine by another way; the machine says so, and writes it anew: same STATE, every acknowledged write, the app answers"
+	return d.step(ctx, "flip one byte of "+what, expected, func(ctx context.Context) (string, string, error) {
+		good, err := os.ReadFile(original)
+		if err != nil {
+			return "", "", err
+		}
+		var mark int64
+		err = d.restart(ctx, func() error {
+			at, err := d.inFile(file)
+			if err != nil {
+				return err
+			}
+			mark = d.mark()
+			was, err = d.flip([]int64{at})
+			return err
+		})
+		if err != nil {
+			return "", "", err
+		}
+		line, err := d.says(ctx, mark, 1, denied)
+		if err != nil {
+			return "", "", err
+		}
+		said, err := d.says(ctx, mark, 1, another)
+		if err != nil {
+			return line, "", err
+		}
+		if err := until(ctx, func(context.Context) error { return d.same(file, good) }); err != nil {
+			return line + "; then: " + said, "", err
+		}
+		seen, err := d.well(ctx)
+		return fmt.Sprintf("%s of the disk; the console says: %s; then: %s; it is written anew; %s", was, line, said, seen), "", err
+	})
+}
+
+// inFile is in the midst of a file of the boot partition.
+func (d *drill) inFile(name string) (int64, error) {
+	p, err := d.open(osimage.PartESP)
+	if err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	pieces, err := fat.Locate(p, name)
+	if err != nil {
+		return 0, err
+	}
+	middle := pieces[len(pieces)/2]
+	return p.Offset() + middle.Offset + middle.Size/2, nil
+}
+
+// same says whether a file of the boot partition is what it should be.
+func (d *drill) same(name string, want []byte) error {
+	p, err := d.open(osimage.PartESP)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	pieces, err := fat.Locate(p, name)
+	if err != nil {
+		return err
+	}
+	var got []byte
+	for _, piece := range pieces {
+		b := make([]byte, piece.Size)
+		if _, err := p.ReadAt(b, piece.Offset); err != nil {
+			return err
+		}
+		got = append(got, b...)
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%s is not what it was", name)
+	}
+	return nil
+}
+
+// tamperWithAll flips a byte of each boot image there is: nothing may start.
+func (d *drill) tamperWithAll(ctx context.Context) error {
+	return d.step(ctx, "flip one byte of every boot image", "Secure Boot refuses them, and nothing starts", func(ctx context.Context) (seen, _ string, err error) {
 		var was flipped
 		var mark int64
 		err = d.restart(ctx, func() error {
-			at, err := s.at(d)
+			at, err := d.inUKI()
 			if err != nil {
 				return err
 			}
@@ -104,12 +194,6 @@ var damaged = regexp.MustCompile(`holdfast: fault +E34[^\r\n]*`)
 // tamperWithRoot flips a byte of the root that runs, and lets the machine see to
 // it: it has a copy.
 func (d *drill) tamperWithRoot(ctx context.Context) (err error) {
-	err = d.step(ctx, "let it run", "it makes a copy of the slot that runs, as the other one is of no use", func(ctx context.Context) (string, string, error) {
-		return "slot b holds the same root, whole", "", until(ctx, d.copied)
-	})
-	if err != nil {
-		return err
-	}
 	var was flipped
 	defer func() {
 		if err != nil && len(was) > 0 {
@@ -176,6 +260,9 @@ func (d *drill) copied(context.Context) error {
 	}
 	if uki, err := d.inUKI(); err != nil || len(uki) < 2 {
 		return errors.Join(err, errors.New("the boot partition holds one boot image"))
+	}
+	if _, err := d.inFile(osimage.BootLoaderCopy); err != nil {
+		return err
 	}
 	return verity.Check(b, v)
 }
@@ -275,12 +362,10 @@ func (d *drill) root() (part, osimage.Verity, error) {
 	return p, v, err
 }
 
-func (d *drill) inUKI() ([]int64, error)    { return d.onESP(build.PartUKI) }
-func (d *drill) inLoader() ([]int64, error) { return d.onESP(build.PartLoader) }
-
-// onESP is in the middle of a file of the ESP, wherever it is found by its content:
+// inUKI is in the midst of each boot image, wherever it is found by its content:
 // Linux may have written it in pieces, and a slot may be a copy of the other.
-func (d *drill) onESP(name string) (found []int64, err error) {
+func (d *drill) inUKI() (found []int64, err error) {
+	const name = build.PartUKI
 	f, err := os.Open(filepath.Join(d.machine.OS, name))
 	if err != nil {
 		return nil, err
