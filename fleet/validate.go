@@ -198,6 +198,9 @@ func (l *loader) validateSite(s *Site, faults *Faults) {
 			faults.at(x, at, fmt.Sprintf("there is no classes/%s.yaml", shorten(x.text)), oneOf(x.text, l.found.classes))
 		}
 	}
+	if !l.complete(s) {
+		return
+	}
 	merged := f.merged(s)
 	l.checkRingOf(s, merged, faults)
 	chosen := choices(merged)
@@ -210,6 +213,21 @@ func (l *loader) validateSite(s *Site, faults *Faults) {
 	checkDisks(s, merged, r, faults)
 	f.checkBoxes(s, r, faults)
 	f.checkMachines(s, r, faults)
+}
+
+// complete tells whether every document that the site is laid together from could
+// be read. Where one could not, which is a fault of its own, what the site lacks
+// may stand in there, and to name it would lead people away from the one fault.
+func (l *loader) complete(s *Site) bool {
+	for _, x := range s.Layers {
+		if l.f.classes[x] == nil && slices.Contains(l.found.classes, x) {
+			return false
+		}
+	}
+	if l.f.rings[s.Ring] == nil && slices.Contains(l.found.rings, s.Ring) {
+		return false
+	}
+	return l.f.spec != nil
 }
 
 func (l *loader) checkRingOf(s *Site, merged *node, faults *Faults) {
