@@ -24,6 +24,7 @@ import (
 
 	"github.com/erofs/go-erofs"
 
+	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/lab/world"
 	"github.com/holdfast-edge/holdfast/osimage/audit"
 	"github.com/holdfast-edge/holdfast/osimage/build"
@@ -46,8 +47,14 @@ func osImage(t *testing.T) (folder, raw string) {
 }
 
 // osImages builds versions of the OS of one fleet: folders of parts, each with its
-// raw disk beside it.
+// raw disk and its stick beside it.
 func osImages(t *testing.T, versions ...string) (folders []string) {
+	t.Helper()
+	return osImagesFor(t, fleet.DiskRule{}, versions...)
+}
+
+// osImagesFor is osImages of a class with a rule for disks.
+func osImagesFor(t *testing.T, rule fleet.DiskRule, versions ...string) (folders []string) {
 	t.Helper()
 	bin, err := filepath.Abs("../../bin")
 	if err != nil {
@@ -82,7 +89,7 @@ func osImages(t *testing.T, versions ...string) (folders []string) {
 	seed := holdfast("--fleet", repo, "seed")
 	for _, version := range versions {
 		result, err := build.Build(t.Context(), build.Options{
-			Profile: build.Profile{Architecture: *architecture},
+			Profile: build.Profile{Architecture: *architecture, Disk: rule},
 			Version: version, Built: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), Seed: seed,
 			Programs: build.Programs{Machined: filepath.Join(programs, "machined"), Init: filepath.Join(programs, "init"), System: filepath.Join(programs, "system")},
 			Keys:     build.Keys{Signer: keys.DB.Key, Certificate: keys.DB.Cert, Enrol: enrol},
