@@ -117,7 +117,7 @@ type Kind struct {
 func Kinds() []Kind {
 	return []Kind{
 		{"power", "cut the power at random instants of boot, work, idle, a release, an update, and of the install",
-			[]string{"boot", "work", "idle", "release", "update", "storm", "write", "trial", "bless"}},
+			[]string{"boot", "work", "idle", "release", "update", "storm", "write", "trial", "bless", "install"}},
 		{"tamper", "flip one byte of the boot image, of the boot loader and of the root", nil},
 		{"theft", "start the disk in a box with another TPM, and look at what a thief reads", nil},
 		{"unlock", "shut the disk to its TPM, and open it with the recovery key through the hub", nil},

@@ -38,6 +38,7 @@ const (
 	inUpdate  = "update"
 	inWriting = "write"
 	inStorm   = "storm"
+	inInstall = "install" // only where it is asked for: what the site wrote goes
 )
 
 // gusts is how often the power goes in a storm: again and again before the machine
@@ -46,6 +47,9 @@ const gusts = 12
 
 // power cuts the power, with what was not flushed.
 func (d *drill) power(ctx context.Context) error {
+	if d.Only == inInstall {
+		return d.cutInstall(ctx, d.Cuts)
+	}
 	updates := 0
 	for done, i := 0, 0; done < d.Cuts; i++ {
 		moment := moments[i%len(moments)]
@@ -74,7 +78,7 @@ func (d *drill) power(ctx context.Context) error {
 	if !d.Install {
 		return nil
 	}
-	return d.cutInstall(ctx)
+	return d.cutInstall(ctx, max(1, d.Cuts/10))
 }
 
 // lost says what a power cut took from the disk, which is no promise: nobody was told that it was safe.
@@ -299,10 +303,10 @@ func (d *drill) awake(ctx context.Context) error {
 
 // cutInstall puts a fresh copy of the OS image in the place of the disk, and cuts
 // the power while the machine makes its volumes and fills them.
-func (d *drill) cutInstall(ctx context.Context) error {
+func (d *drill) cutInstall(ctx context.Context, cuts int) error {
 	const expected = "it finishes what it began: same identity, current release, the app answers"
-	for i := range max(1, d.Cuts/10) {
-		err := d.step(ctx, fmt.Sprintf("power cut %d while a blank disk is filled", i+1), expected, func(ctx context.Context) (string, string, error) {
+	for i := range cuts {
+		err := d.step(ctx, fmt.Sprintf("power cut %d of %d while a blank disk is filled", i+1, cuts), expected, func(ctx context.Context) (string, string, error) {
 			if err := d.restart(ctx, func() error { return os.Remove(d.Lab.DiskFile(d.machine, 0)) }); err != nil {
 				return "", "", err
 			}

@@ -179,7 +179,7 @@ func TestWays(t *testing.T) {
 	for _, i := range instants {
 		forced = append(forced, i.word)
 	}
-	for name, want := range map[string][]string{"bad-os": bad, "upgrade": append(forced, kept), "power": slices.Concat(moments, stages), "tamper": nil, "earthquake": nil} {
+	for name, want := range map[string][]string{"bad-os": bad, "upgrade": append(forced, kept), "power": append(slices.Concat(moments, stages), inInstall), "tamper": nil, "earthquake": nil} {
 		if got := Ways(name); !slices.Equal(got, want) {
 			t.Errorf("%s can do %q alone, want %q", name, got, want)
 		}
