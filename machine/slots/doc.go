@@ -17,6 +17,11 @@
 // from its hidden name, where either outcome is harmless, and Clean unties the two
 // names where both reached the disk.
 //
+// The boot loader chooses among these, and does not try the next one where the
+// firmware refuses one. So the firmware is told all ways into the machine (Ways): the
+// loader, its copy, and the UKIs that are not on trial; and what it passed over is
+// written anew from what it started (Heal).
+//
 // It leaves out what is to be booted and why (package machine/update), where the
 // bytes come from (package osimage/artefact) and the partitions themselves.
 package slots
