@@ -71,13 +71,7 @@ var another = regexp.MustCompile(`holdfast: fault +E49[^\r\n]*`)
 // copy of, and lets the machine see to it.
 func (d *drill) tamperWith(ctx context.Context, what, file, original string) (err error) {
 	var was flipped
-	defer func() {
-		if err != nil && len(was) > 0 {
-			afterwards(ctx, func(ctx context.Context) error {
-				return d.replug(ctx, func() error { return d.unflip(was) })
-			}, &err)
-		}
-	}()
+	defer d.flipBack(ctx, &was, &err)
 	const expected = "the firmware refuses it, and starts the machine by another way; the machine says so, and writes it anew: same STATE, every acknowledged write, the app answers"
 	return d.step(ctx, "flip one byte of "+what, expected, func(ctx context.Context) (string, string, error) {
 		good, err := os.ReadFile(original)
@@ -111,6 +105,15 @@ func (d *drill) tamperWith(ctx context.Context, what, file, original string) (er
 		seen, err := d.well(ctx)
 		return fmt.Sprintf("%s of the disk; the console says: %s; then: %s; it is written anew; %s", was, line, said, seen), "", err
 	})
+}
+
+// flipBack undoes what a step that failed has flipped.
+func (d *drill) flipBack(ctx context.Context, was *flipped, err *error) {
+	if *err != nil && len(*was) > 0 {
+		afterwards(ctx, func(ctx context.Context) error {
+			return d.replug(ctx, func() error { return d.unflip(*was) })
+		}, err)
+	}
 }
 
 // inFile is in the midst of a file of the boot partition.
@@ -195,13 +198,7 @@ var damaged = regexp.MustCompile(`holdfast: fault +E34[^\r\n]*`)
 // it: it has a copy.
 func (d *drill) tamperWithRoot(ctx context.Context) (err error) {
 	var was flipped
-	defer func() {
-		if err != nil && len(was) > 0 {
-			afterwards(ctx, func(ctx context.Context) error {
-				return d.replug(ctx, func() error { return d.unflip(was) })
-			}, &err)
-		}
-	}()
+	defer d.flipBack(ctx, &was, &err)
 	const expected = "the kernel reads no wrong byte: the block is refused, the machine restarts, and after some restarts it boots the copy and says so: same STATE, every acknowledged write, the app answers"
 	err = d.step(ctx, "flip one byte of the root, in a program that every boot reads", expected, func(ctx context.Context) (string, string, error) {
 		var mark int64

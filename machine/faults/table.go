@@ -221,7 +221,7 @@ var table = []Entry{
 
 	{AnotherWay, "started by another way", "the firmware started \"%s\", since what it tries first did not start", true, Wrong,
 		"The boot loader or the boot image that this machine starts from is not what was signed, or cannot be read: the firmware refused it and took the next way. What was refused is written anew from what was started, in the first minutes.",
-		"Nothing, the first time. If it comes again, replace the disk, or find out who had it open."},
+		"Nothing, the first time. If it stays, boot the machine once from its stick, which repairs what it cannot. If it comes again, replace the disk, or find out who had it open."},
 	{BootMounts, "boot: mounts", "the boot stopped, no file systems of the kernel: %s", false, Wrong,
 		"What the kernel shows as files (/proc, /sys, control groups), or the machine's own folders in memory, could not be mounted. " + again,
 		"The kernel of the OS image lacks something, or memory is broken. " + show},

@@ -110,7 +110,7 @@ func (h *healer) loader(way string) error {
 		from, to, name = second, bootLoader, "the boot loader"
 	}
 	if !intact(from) {
-		return fmt.Errorf("%w: neither of the two", ErrContent)
+		return fmt.Errorf("%w: neither %s nor %s is what was signed; a stick repairs them", ErrContent, bootLoader, osimage.BootLoaderCopy)
 	}
 	const fresh = osimage.BootLoaderCopy + ".tmp"
 	if err := h.esp.write(fresh, bytes.NewReader(from)); err != nil {

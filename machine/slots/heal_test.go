@@ -98,7 +98,7 @@ func TestHeal(t *testing.T) {
 			a: one.root, b: two.root, first: wrong, copy: loader, becomes: loader, said: "the boot loader was written anew"},
 		{name: "both loaders are damaged", way: "Holdfast slot a", running: A,
 			files: map[string]string{"holdfast-a.efi": one.uki}, want: map[string]string{"holdfast-a.efi": one.uki},
-			a: one.root, first: wrong, copy: loader[:len(loader)/2], faults: "neither of the two"},
+			a: one.root, first: wrong, copy: loader[:len(loader)/2], faults: "is what was signed; a stick"},
 		{name: "the slot that was started is gone", way: "Holdfast slot b", running: A,
 			files: map[string]string{"holdfast-a.efi": one.uki}, want: map[string]string{"holdfast-a.efi": one.uki},
 			a: one.root, first: loader, copy: loader, becomes: loader, faults: "has no UKI"},

@@ -165,7 +165,7 @@ func (r *repair) otherRoot(slot Slot, v osimage.Verity) (why string, err error) 
 	return "", err
 }
 
-// place writes the stick's UKI, and gives it its name when it is on the disk as a whole.
+// place writes the sound UKI, the stick's or that of the other slot, and gives it its name when it is on the disk as a whole.
 func (r *repair) place(slot Slot, name string) error {
 	if err := r.stage(slot, bytes.NewReader(r.from.UKI), sha256.Sum256(r.from.UKI)); err != nil {
 		return fmt.Errorf("write the UKI of slot %s: %w", slot, err)

@@ -1,5 +1,6 @@
 // Package efivar reads and writes variables of the firmware: what the boot loader
-// says and is told, and a tally of our own of the boots that did not last.
+// says and is told, the boot options that are ways into the machine, and a tally of
+// our own of the boots that did not last.
 //
 // The tally is for what a signed boot image cannot tell by itself: a damaged block
 // of the root restarts the machine at once, without a trace, and would do so for
