@@ -218,7 +218,7 @@ func newMachine(config Config) *Machine {
 		m.log = slog.Default()
 	}
 	if m.faults == nil {
-		m.faults = faults.NewList()
+		m.faults = faults.NewList(m.log)
 	}
 	if m.config.RegistryPort == 0 {
 		m.config.RegistryPort = 5000

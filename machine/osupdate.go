@@ -154,7 +154,7 @@ func (o *osUpdate) heal(ctx context.Context) {
 	p := o.config.Platform
 	said, done, err := o.updater.Heal(ctx, p.Way)
 	for _, s := range said {
-		o.log.Log(ctx, update.Notice, "mended what the firmware starts", "what", s)
+		o.log.Log(ctx, update.Notice, "mended what the firmware starts", "what", s, "started", p.Way)
 	}
 	if err == nil {
 		err = o.tellWays()

@@ -353,7 +353,7 @@ func TestScreen(t *testing.T) {
 // the hub knows better is not told.
 func TestFaultsAreReported(t *testing.T) {
 	r := testReporter(t)
-	l := faults.NewList()
+	l := faults.NewList(nil)
 	l.Set(faults.New(faults.NoAddress, "eth1"))
 	l.Set(faults.New(faults.Unprotected))
 	l.Set(faults.New(faults.NoRoute, "hub:443", "refused"))

@@ -65,14 +65,14 @@ func (d *drill) tamper(ctx context.Context) error {
 	return d.tamperWithRoot(ctx)
 }
 
-var another = regexp.MustCompile(`holdfast: fault +E49[^\r\n]*`)
+var mended = regexp.MustCompile(`mended what the firmware starts[^\r\n]*started="Holdfast [^\r\n]*`)
 
 // tamperWith flips a byte of a file of the boot partition that the machine has a
 // copy of, and lets the machine see to it.
 func (d *drill) tamperWith(ctx context.Context, what, file, original string) (err error) {
 	var was flipped
 	defer d.flipBack(ctx, &was, &err)
-	const expected = "the firmware refuses it, and starts the machine by another way; the machine says so, and writes it anew: same STATE, every acknowledged write, the app answers"
+	const expected = "the firmware refuses it, and starts the machine by another way; the machine writes it anew, and says so: same STATE, every acknowledged write, the app answers"
 	return d.step(ctx, "flip one byte of "+what, expected, func(ctx context.Context) (string, string, error) {
 		good, err := os.ReadFile(original)
 		if err != nil {
@@ -95,7 +95,7 @@ func (d *drill) tamperWith(ctx context.Context, what, file, original string) (er
 		if err != nil {
 			return "", "", err
 		}
-		said, err := d.says(ctx, mark, 1, another)
+		said, err := d.says(ctx, mark, 1, mended)
 		if err != nil {
 			return line, "", err
 		}

@@ -78,7 +78,6 @@ func TestBootPartition(t *testing.T) {
 			t.Errorf("%s was not written anew: %d bytes, want %d; %v", name, len(got), len(want), err)
 		}
 	}
-	const another = "E49 the firmware started"
 	const runs, learnt, mended = "boot: machined runs", "the firmware learnt the ways into the machine", "mended what the firmware starts"
 	boots(runs, "the copy of the boot loader was written anew", learnt)
 	onDisk(t, disk, func(f *os.File, table *gpt.Table) error {
@@ -90,18 +89,18 @@ func TestBootPartition(t *testing.T) {
 	holds(osimage.BootLoaderCopy, loader)
 
 	damage(slotA, uki)
-	boots(another+` "Holdfast slot b"`, runs, mended, "the boot image of slot a was written anew")
+	boots(runs, mended+` what="the boot image of slot a was written anew" started="Holdfast slot b"`)
 	holds(slotA, uki)
 
 	// That the copy of the loader is enough shows that the boot image is right again.
 	damage(first, loader)
-	boots(another+` "Holdfast copy of the boot loader"`, runs, mended, "the boot loader was written anew")
+	boots(runs, mended+` what="the boot loader was written anew" started="Holdfast copy of the boot loader"`)
 	holds(first, loader)
 
 	damage(slotA, uki)
 	damage(first, loader)
 	damage(osimage.BootLoaderCopy, loader)
-	boots(another+` "Holdfast slot b"`, runs, mended)
+	boots(runs, mended+` what="the boot image of slot a was written anew" started="Holdfast slot b"`)
 	holds(slotA, uki)
 
 	// What would be added to the command line is measured: the disk opens, so it was not.

@@ -8,6 +8,7 @@ package faults
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -64,16 +65,24 @@ func (f Fault) Name() string { return strings.TrimSuffix(string(f.Code)+" "+f.Su
 // String is what stands on the console: "E17 no address on port eth1".
 func (f Fault) String() string { return string(f.Code) + " " + f.text }
 
-// List is what is wrong with this machine. Its methods are safe for concurrent
-// use; on a nil List they do nothing.
+// List is what is wrong with this machine. What comes and what goes is logged, since
+// a screen and the hub may see neither where both happen within a second. Its
+// methods are safe for concurrent use; on a nil List they do nothing.
 type List struct {
+	log *slog.Logger
+
 	mu      sync.Mutex // guards what follows
 	faults  []Fault    // by code and subject
 	changed chan struct{}
 }
 
-// NewList makes an empty list.
-func NewList() *List { return &List{changed: make(chan struct{})} }
+// NewList makes an empty list. A nil logger logs nothing.
+func NewList(log *slog.Logger) *List {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &List{log: log, changed: make(chan struct{})}
+}
 
 // Set says that something is wrong; a fault of the same code and subject is replaced.
 func (l *List) Set(f Fault) {
@@ -86,10 +95,11 @@ func (l *List) Set(f Fault) {
 	switch {
 	case there && l.faults[i] == f:
 		return
-	case there:
+	case there: // the same in other words, which may be many
 		l.faults[i] = f
 	default:
 		l.faults = slices.Insert(l.faults, i, f)
+		l.log.Info("fault", "code", f.Code, "says", f.text)
 	}
 	l.tell()
 }
@@ -104,7 +114,11 @@ func (l *List) Clear(code Code, subject ...string) {
 	defer l.mu.Unlock()
 	before := len(l.faults)
 	l.faults = slices.DeleteFunc(l.faults, func(f Fault) bool {
-		return f.Code == code && (len(subject) == 0 || slices.Contains(subject, f.Subject))
+		gone := f.Code == code && (len(subject) == 0 || slices.Contains(subject, f.Subject))
+		if gone {
+			l.log.Info("fault is gone", "code", f.Code, "said", f.text)
+		}
+		return gone
 	})
 	if len(l.faults) != before {
 		l.tell()

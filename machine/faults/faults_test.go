@@ -3,6 +3,7 @@ package faults
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -81,7 +82,13 @@ func names(l *List) string {
 }
 
 func TestList(t *testing.T) {
-	l := NewList()
+	var log strings.Builder
+	l := NewList(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+			return slog.Attr{}
+		}
+		return a
+	}})))
 	step := func(do func(), told bool, want string) {
 		t.Helper()
 		_, changed := l.Now()
@@ -110,6 +117,19 @@ func TestList(t *testing.T) {
 	step(func() { l.Turn(nil, DiskFull, "DATA") }, true, "E17 eth0")
 	step(func() { l.Turn(errors.New("bad"), ReleaseRefused) }, true, "E17 eth0,E27")
 	step(func() { l.Turn(nil, ReleaseRefused) }, true, "E17 eth0")
+
+	// What comes and goes is logged once; that the same is said in other words is not.
+	for line, want := range map[string]int{
+		`msg=fault code=E17 says="no address on port eth1"`:                 1,
+		`msg="fault is gone" code=E17 said="no address on port eth1"`:       1,
+		`msg=fault code=E06 says="the disk stays locked: other boot"`:       1,
+		`msg="fault is gone" code=E06 said="the disk stays locked: no TPM"`: 1,
+		"msg=": 9,
+	} {
+		if got := strings.Count(log.String(), line); got != want {
+			t.Errorf("%s: %d times, want %d; the log:\n%s", line, got, want, log.String())
+		}
+	}
 }
 
 func TestNilAndConcurrent(t *testing.T) {
@@ -120,7 +140,7 @@ func TestNilAndConcurrent(t *testing.T) {
 	if list, changed := none.Now(); list != nil || changed != nil {
 		t.Error("a nil list holds something")
 	}
-	l := NewList()
+	l := NewList(nil)
 	var work sync.WaitGroup
 	for i := range 8 {
 		work.Go(func() {

@@ -103,7 +103,7 @@ func Main() error {
 	// Signals of terminals and of processes with rights are no way to stop a machine.
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	r := openRing()
-	m := &metal{ring: r, log: r.logger(), started: sinceKernel(), faults: faults.NewList(), power: newPower(), rerouted: make(chan struct{}, 1)}
+	m := &metal{ring: r, log: r.logger(), started: sinceKernel(), faults: faults.NewList(r.logger()), power: newPower(), rerouted: make(chan struct{}, 1)}
 	slog.SetDefault(m.log)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

@@ -81,17 +81,16 @@ type healer struct {
 }
 
 func (h *healer) heal(ctx context.Context, way string) error {
+	var faults []error
 	if err := h.loader(way); err != nil {
-		return fmt.Errorf("mend the boot loader: %w", err)
+		faults = append(faults, fmt.Errorf("mend the boot loader: %w", err))
 	}
-	slot, ok := strings.CutPrefix(way, waySlot)
-	if !ok {
-		return nil
+	if slot, ok := strings.CutPrefix(way, waySlot); ok {
+		if err := h.ukis(ctx, Slot(slot)); err != nil {
+			faults = append(faults, fmt.Errorf("mend the boot images: %w", err))
+		}
 	}
-	if err := h.ukis(ctx, Slot(slot)); err != nil {
-		return fmt.Errorf("mend the boot images: %w", err)
-	}
-	return nil
+	return errors.Join(faults...)
 }
 
 // loader makes the loader and its copy alike. The one that was started is right;
@@ -102,7 +101,7 @@ func (h *healer) loader(way string) error {
 		return err
 	}
 	second, err := h.readLoader(osimage.BootLoaderCopy)
-	if err != nil || bytes.Equal(first, second) {
+	if err != nil || bytes.Equal(first, second) && intact(first) {
 		return err
 	}
 	from, to, name := first, osimage.BootLoaderCopy, "the copy of the boot loader"

@@ -77,7 +77,7 @@ func boot(t *testing.T, rtc time.Time, lies map[string]time.Duration, story func
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := &box{began: time.Now(), battery: rtc, lies: lies}
-		list := faults.NewList()
+		list := faults.NewList(nil)
 		c := newClock(Options{Floor: built, Servers: func() []string { return []string{"a", "b", "c"} }, Faults: list, Log: slog.New(slog.DiscardHandler)}, b)
 		if err := c.Set(); err != nil {
 			t.Fatal(err)

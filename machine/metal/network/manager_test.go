@@ -75,7 +75,7 @@ type box struct {
 }
 
 func start(t *testing.T, dir string, change ...func(*ports)) *box {
-	b := &box{t: t, ports: &ports{carrier: map[string]bool{"eth0": true}}, faults: faults.NewList()}
+	b := &box{t: t, ports: &ports{carrier: map[string]bool{"eth0": true}}, faults: faults.NewList(nil)}
 	for _, c := range change {
 		c(b.ports)
 	}
@@ -238,7 +238,8 @@ func TestRedialsOnceTheWayIsAnother(t *testing.T) {
 		var b *box
 		dials := make(chan string, 100)
 		keeper := hub.NewKeeper(hub.KeeperConfig{
-			LeastWait: 24 * time.Hour, MostWait: 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
+			// Drawn from none to 200 years: of an hour of it, as good as never.
+			LeastWait: 200 * 365 * 24 * time.Hour, MostWait: 200 * 365 * 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
 			Hubs: func() []hub.Hub { return []hub.Hub{{Address: "hub:443"}} },
 			Dial: func(context.Context, hub.DialConfig) (hub.Session, error) {
 				way := "none"
