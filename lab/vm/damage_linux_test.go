@@ -101,10 +101,12 @@ func TestDamagedRoot(t *testing.T) {
 type shop struct{ dir, disk string }
 
 // boots is how it is started: until it has said the texts in their order, and then
-// switched off. It returns all that the machine ever said.
+// switched off. It returns what the machine said.
 func (s *shop) boots(ctx context.Context, t *testing.T) func(texts ...string) string {
 	return func(texts ...string) string {
 		t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // it takes one, and six where a slot is mended
+		defer cancel()
 		began := time.Now()
 		v, err := Start(ctx, Spec{Dir: s.dir, Name: "cafe", Architecture: *architecture, Memory: 1 << 30, Disks: []Disk{{File: s.disk}}, TPM: filepath.Join(s.dir, "tpm")})
 		if err != nil {

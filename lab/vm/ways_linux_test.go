@@ -89,18 +89,18 @@ func TestBootPartition(t *testing.T) {
 	holds(osimage.BootLoaderCopy, loader)
 
 	damage(slotA, uki)
-	boots(runs, mended+` what="the boot image of slot a was written anew" started="Holdfast slot b"`)
+	boots(runs, mended+`" what="the boot image of slot a was written anew" started="Holdfast slot b"`)
 	holds(slotA, uki)
 
 	// That the copy of the loader is enough shows that the boot image is right again.
 	damage(first, loader)
-	boots(runs, mended+` what="the boot loader was written anew" started="Holdfast copy of the boot loader"`)
+	boots(runs, mended+`" what="the boot loader was written anew" started="Holdfast copy of the boot loader"`)
 	holds(first, loader)
 
 	damage(slotA, uki)
 	damage(first, loader)
 	damage(osimage.BootLoaderCopy, loader)
-	boots(runs, mended+` what="the boot image of slot a was written anew" started="Holdfast slot b"`)
+	boots(runs, mended+`" what="the boot image of slot a was written anew" started="Holdfast slot b"`)
 	holds(slotA, uki)
 
 	// What would be added to the command line is measured: the disk opens, so it was not.
