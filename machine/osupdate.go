@@ -46,10 +46,8 @@ type Platform struct {
 	// Mended is called when that slot is whole again.
 	Mended func()
 
-	// Way is what the firmware started, by the name of its boot option; "" is unknown.
-	Way string
-	// Ways tells the firmware what it can start.
-	Ways func([]slots.Way) error
+	// Ways are what the firmware can start.
+	Ways *slots.Ways
 }
 
 // A boot has lasted when the machine has run for settledAfter: whatever of its root
@@ -121,7 +119,7 @@ func (m *Machine) bootUpdate(ctx context.Context) error {
 func (o *osUpdate) mirror(ctx context.Context) {
 	p := o.config.Platform
 	idle, damaged := p.Slots.Idle(), p.Damaged
-	o.heal(ctx)
+	o.ways(ctx)
 	for wait := settledAfter; pause(ctx, wait); wait = mirrorEvery {
 		p.Settled()
 		began := time.Now()
@@ -144,37 +142,35 @@ func (o *osUpdate) mirror(ctx context.Context) {
 			p.Mended()
 			damaged = ""
 		}
-		o.heal(ctx)
+		o.ways(ctx)
 		o.reporter.faults(o.faults)
 	}
 }
 
-// heal mends what the firmware did not start, and tells it all ways into the machine.
-func (o *osUpdate) heal(ctx context.Context) {
-	p := o.config.Platform
-	said, done, err := o.updater.Heal(ctx, p.Way)
-	for _, s := range said {
-		o.log.Log(ctx, update.Notice, "mended what the firmware starts", "what", s, "started", p.Way)
-	}
-	if err == nil {
-		err = o.tellWays()
-	}
+// ways mends what the firmware did not start, and tells it all ways into the machine.
+func (o *osUpdate) ways(ctx context.Context) {
+	ways := o.config.Platform.Ways
+	err := o.updater.Aside(func(trial bool) error {
+		said, err := ways.See(ctx, trial)
+		for _, s := range said {
+			o.log.Log(ctx, update.Notice, "ways into the machine", "did", s, "started", ways.Started)
+		}
+		if err == nil && !trial && slots.Another(ways.Started) {
+			o.faults.Clear(faults.AnotherWay, ways.Started)
+		}
+		return err
+	})
 	switch {
 	case ctx.Err() != nil:
+		return
+	case errors.Is(err, slots.ErrLoader):
+		o.faults.Set(faults.New(faults.LoaderKept))
 	case err != nil:
-		o.log.Warn("the ways into the machine", "err", err) // it has the one that it came by
-	case done && slots.Another(p.Way):
-		o.faults.Clear(faults.AnotherWay, p.Way)
-		o.reporter.faults(o.faults)
+		o.log.Warn("ways into the machine", "err", err) // it has the one that it came by
+	default:
+		o.faults.Clear(faults.LoaderKept)
 	}
-}
-
-func (o *osUpdate) tellWays() error {
-	ways, err := o.updater.Ways()
-	if err != nil {
-		return err
-	}
-	return o.config.Platform.Ways(ways)
+	o.reporter.faults(o.faults)
 }
 
 func (o *osUpdate) reopen(t update.Trial) (*taken, error) {
@@ -318,9 +314,7 @@ func (o *osUpdate) reboot(ctx context.Context, reason string) error {
 				o.log.Error("copy etcd's data before an update", "err", err)
 			}
 		}
-		if err := o.tellWays(); err != nil {
-			o.log.Warn("the ways into the machine", "err", err)
-		}
+		o.ways(ctx)
 		o.config.Platform.Reboot(reason)
 		return nil
 	})

@@ -43,6 +43,9 @@ var BootLoaders = map[string]string{"amd64": "EFI/BOOT/BOOTX64.EFI", "arm64": "E
 // the first one is damaged: where systemd-boot lies by custom, whatever the processor.
 const BootLoaderCopy = "EFI/systemd/systemd-boot.efi"
 
+// LoaderFile is where the root has the signed boot loader that was made with it.
+const LoaderFile = "/usr/share/holdfast/loader.efi"
+
 // BootFile is where cmd/init says how the machine booted.
 const BootFile = "/run/holdfast/boot.json"
 

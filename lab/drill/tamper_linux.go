@@ -65,7 +65,7 @@ func (d *drill) tamper(ctx context.Context) error {
 	return d.tamperWithRoot(ctx)
 }
 
-var mended = regexp.MustCompile(`mended what the firmware starts[^\r\n]*started="Holdfast [^\r\n]*`)
+var mended = regexp.MustCompile(`ways into the machine" did="[^\r\n]*written anew" started="Holdfast [^\r\n]*`)
 
 // tamperWith flips a byte of a file of the boot partition that the machine has a
 // copy of, and lets the machine see to it.

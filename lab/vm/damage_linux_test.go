@@ -98,7 +98,10 @@ func TestDamagedRoot(t *testing.T) {
 }
 
 // shop is a machine that nobody has adopted.
-type shop struct{ dir, disk string }
+type shop struct {
+	dir, disk string
+	stick     string // in the machine, too; "" is none
+}
 
 // boots is how it is started: until it has said the texts in their order, and then
 // switched off. It returns what the machine said.
@@ -108,7 +111,11 @@ func (s *shop) boots(ctx context.Context, t *testing.T) func(texts ...string) st
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // it takes one, and six where a slot is mended
 		defer cancel()
 		began := time.Now()
-		v, err := Start(ctx, Spec{Dir: s.dir, Name: "cafe", Architecture: *architecture, Memory: 1 << 30, Disks: []Disk{{File: s.disk}}, TPM: filepath.Join(s.dir, "tpm")})
+		disks := []Disk{{File: s.disk}}
+		if s.stick != "" {
+			disks = []Disk{{File: s.stick}, {File: s.disk}}
+		}
+		v, err := Start(ctx, Spec{Dir: s.dir, Name: "cafe", Architecture: *architecture, Memory: 1 << 30, Disks: disks, TPM: filepath.Join(s.dir, "tpm")})
 		if err != nil {
 			t.Fatal(err)
 		}

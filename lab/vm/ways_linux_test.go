@@ -5,11 +5,13 @@ package vm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -45,40 +47,10 @@ func TestBootPartition(t *testing.T) {
 	if err := Copy(disk, raw, 8<<30); err != nil {
 		t.Fatal(err)
 	}
-	boots := (&shop{dir: dir, disk: disk}).boots(ctx, t)
-	esp := func() string { // as mtools names it
-		var at int64
-		onDisk(t, disk, func(_ *os.File, table *gpt.Table) error {
-			at = table.Partitions[table.Find(osimage.PartESP)-1].Offset()
-			return nil
-		})
-		return fmt.Sprintf("%s@@%d", disk, at)
-	}
-	mtools := func(args ...string) {
-		t.Helper()
-		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", args, err, out)
-		}
-	}
-	damage := func(name string, good []byte) {
-		t.Helper()
-		bad := bytes.Clone(good)
-		bad[len(bad)/2] ^= 0x20
-		file := filepath.Join(dir, "bad.efi")
-		if err := os.WriteFile(file, bad, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		mtools("mcopy", "-o", "-i", esp(), file, "::"+name)
-	}
-	holds := func(name string, want []byte) {
-		t.Helper()
-		file := filepath.Join(dir, "got.efi")
-		mtools("mcopy", "-n", "-o", "-i", esp(), "::"+name, file)
-		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s was not written anew: %d bytes, want %d; %v", name, len(got), len(want), err)
-		}
-	}
-	const runs, learnt, mended = "boot: machined runs", "the firmware learnt the ways into the machine", "mended what the firmware starts"
+	s := &shop{dir: dir, disk: disk}
+	boots := s.boots(ctx, t)
+	const runs, learnt = "boot: machined runs", "the firmware learnt the ways into the machine"
+	did := func(what, started string) string { return fmt.Sprintf("did=%q started=%q", what, started) }
 	boots(runs, "the copy of the boot loader was written anew", learnt)
 	onDisk(t, disk, func(f *os.File, table *gpt.Table) error {
 		a, b := table.Partitions[table.Find(osimage.PartRootA)-1], table.Partitions[table.Find(osimage.PartRootB)-1]
@@ -86,22 +58,24 @@ func TestBootPartition(t *testing.T) {
 		return err
 	})
 	first := osimage.BootLoaders[*architecture]
-	holds(osimage.BootLoaderCopy, loader)
+	s.holds(t, osimage.BootLoaderCopy, loader)
 
-	damage(slotA, uki)
-	boots(runs, mended+`" what="the boot image of slot a was written anew" started="Holdfast slot b"`)
-	holds(slotA, uki)
+	s.damage(t, slotA, uki)
+	boots(runs, did("the boot image of slot a was written anew", "Holdfast slot b"))
+	s.holds(t, slotA, uki)
 
 	// That the copy of the loader is enough shows that the boot image is right again.
-	damage(first, loader)
-	boots(runs, mended+`" what="the boot loader was written anew" started="Holdfast copy of the boot loader"`)
-	holds(first, loader)
+	s.damage(t, first, loader)
+	boots(runs, did("the boot loader was written anew", "Holdfast copy of the boot loader"))
+	s.holds(t, first, loader)
 
-	damage(slotA, uki)
-	damage(first, loader)
-	damage(osimage.BootLoaderCopy, loader)
-	boots(runs, mended+`" what="the boot image of slot a was written anew" started="Holdfast slot b"`)
-	holds(slotA, uki)
+	s.damage(t, slotA, uki)
+	s.damage(t, first, loader)
+	s.damage(t, osimage.BootLoaderCopy, loader)
+	boots(runs, did("the boot image of slot a was written anew", "Holdfast slot b"))
+	s.holds(t, slotA, uki)
+	s.holds(t, first, loader)
+	s.holds(t, osimage.BootLoaderCopy, loader)
 
 	// What would be added to the command line is measured: the disk opens, so it was not.
 	addOn := bytes.Replace(uki, []byte("lockdown=integrity"), []byte("lockdown=none     "), 1)
@@ -120,12 +94,105 @@ func TestBootPartition(t *testing.T) {
 		if err := os.WriteFile(file, c.data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		mtools("mmd", "-i", esp(), "::"+filepath.Dir(c.file))
-		mtools("mcopy", "-i", esp(), file, "::"+c.file)
+		s.onESP(t, "mmd", "::"+filepath.Dir(c.file))
+		s.onESP(t, "mcopy", file, "::"+c.file)
 		console := boots("init: kernel", c.says, "code      ")
 		if begun := console[strings.LastIndex(console, "init: kernel"):]; strings.Contains(begun, "E07") != (c.says == "E07") {
 			t.Errorf("with %s the console said:\n%s", c.file, begun)
 		}
-		mtools("mdel", "-i", esp(), "::"+c.file)
+		s.onESP(t, "mdel", "::"+c.file)
+	}
+}
+
+// TestNewBootLoader is an OS that brings another boot loader than the one on the disk:
+// the firmware tries it at the next boot. Where it does not start, here for a byte
+// that flipped, the one before does, and it is tried again; once it has started the
+// machine, it takes its place.
+func TestNewBootLoader(t *testing.T) {
+	folder := osImages(t, "0.0.1")[0]
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	loader, err := os.ReadFile(filepath.Join(folder, build.PartLoader))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The check sum of a program is no part of what is signed (Authenticode).
+	before := bytes.Clone(loader)
+	const toHeader, headerToSum = 0x3c, 4 + 20 + 64
+	before[int(binary.LittleEndian.Uint32(before[toHeader:]))+headerToSum] ^= 1
+
+	dir := t.TempDir()
+	raw, disk := filepath.Join(dir, "before.raw"), filepath.Join(dir, "disk0.raw")
+	first := osimage.BootLoaders[*architecture]
+	if err := build.Disk(folder, raw, map[string][]byte{first: before}, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := Copy(disk, raw, 8<<30); err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{dir: dir, disk: disk}
+	boots := s.boots(ctx, t)
+	const tried = "the boot loader that came with the OS is tried at the next boot"
+	boots(tried)
+	s.holds(t, osimage.BootLoaderCopy, before)
+
+	s.damage(t, "EFI/systemd/new+2.efi", loader)
+	if console := boots(tried); !regexp.MustCompile(`failed to load Boot[0-9A-F]{4} "Holdfast new boot loader"`).MatchString(console) {
+		t.Errorf("the firmware did not try it; the console:\n%s", console)
+	}
+	s.holds(t, first, before)
+
+	boots(`did="the copy of the boot loader was written anew" started="Holdfast new boot loader"`, "the firmware learnt the ways")
+	s.holds(t, first, loader)
+	s.holds(t, osimage.BootLoaderCopy, loader)
+	if console := boots("the hub", "E18"); strings.Contains(console, "did=") {
+		t.Errorf("it was done, and something was done again; the console:\n%s", console)
+	}
+
+	// Where nothing on the disk starts, a stick does, and mends it.
+	s.damage(t, first, loader)
+	s.damage(t, osimage.BootLoaderCopy, loader)
+	s.stick = filepath.Join(dir, "stick.raw")
+	if err := Copy(s.stick, folder+"-stick.raw", 0); err != nil {
+		t.Fatal(err)
+	}
+	boots("disk: the boot loader was written anew", "disk: the copy of the boot loader was written anew", "code      ")
+	s.holds(t, first, loader)
+	s.holds(t, osimage.BootLoaderCopy, loader)
+}
+
+// onESP has a program of mtools work on the boot partition.
+func (s *shop) onESP(t *testing.T, tool string, args ...string) {
+	t.Helper()
+	var at int64
+	onDisk(t, s.disk, func(_ *os.File, table *gpt.Table) error {
+		at = table.Partitions[table.Find(osimage.PartESP)-1].Offset()
+		return nil
+	})
+	args = append([]string{"-i", fmt.Sprintf("%s@@%d", s.disk, at)}, args...)
+	if out, err := exec.CommandContext(t.Context(), tool, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", tool, args, err, out)
+	}
+}
+
+// damage flips a bit of a file of the boot partition.
+func (s *shop) damage(t *testing.T, name string, good []byte) {
+	t.Helper()
+	bad := bytes.Clone(good)
+	bad[len(bad)/2] ^= 0x20
+	file := filepath.Join(s.dir, "bad.efi")
+	if err := os.WriteFile(file, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.onESP(t, "mcopy", "-o", file, "::"+name)
+}
+
+// holds wants a file of the boot partition to be what it should be.
+func (s *shop) holds(t *testing.T, name string, want []byte) {
+	t.Helper()
+	file := filepath.Join(s.dir, "got.efi")
+	s.onESP(t, "mcopy", "-n", "-o", "::"+name, file)
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s is not what it should be: %d bytes, want %d; %v", name, len(got), len(want), err)
 	}
 }

@@ -233,27 +233,3 @@ func TestForeign(t *testing.T) {
 		}
 	}
 }
-
-func TestUnprotected(t *testing.T) {
-	const global = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-	if why := unprotected(filepath.Join(t.TempDir(), "none")); why != "" {
-		t.Errorf("without firmware: %s", why)
-	}
-	for _, c := range []struct {
-		secure, setup byte
-		want          string
-	}{{1, 0, ""}, {0, 1, "Secure Boot is in setup mode"}, {0, 0, "Secure Boot is off"}} {
-		dir := t.TempDir()
-		for name, value := range map[string]byte{"SecureBoot": c.secure, "SetupMode": c.setup} {
-			if err := os.WriteFile(filepath.Join(dir, name+global), []byte{6, 0, 0, 0, value}, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if got := unprotected(dir); got != c.want {
-			t.Errorf("got %q, want %q", got, c.want)
-		}
-	}
-	if got := unprotected(t.TempDir()); got != "Secure Boot is off" {
-		t.Errorf("firmware that does not say: got %q", got)
-	}
-}

@@ -41,7 +41,7 @@ const (
 // own, or the stick's, of which nothing is changed. One that does not mount costs
 // what lies there, hints and updates, and no more.
 func (m *metal) bootESP(context.Context) error {
-	if why := unprotected(efivar.Dir); why != "" {
+	if why := efivar.Unprotected(efivar.Dir); why != "" {
 		m.faults.Set(faults.New(faults.UnsafeBoot, why))
 	}
 	if m.booted.Damaged != "" {
@@ -74,24 +74,6 @@ func (m *metal) bootESP(context.Context) error {
 }
 
 const slotStick = "stick"
-
-// unprotected says why the firmware checks nothing of what it starts; "" where it
-// does, or where no firmware started this machine.
-func unprotected(dir string) string {
-	const global = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-	if _, err := os.Stat(dir); err != nil {
-		return ""
-	}
-	state, err := os.ReadFile(filepath.Join(dir, "SecureBoot"+global))
-	if err == nil && len(state) == 5 && state[4] == 1 { // four bytes of attributes come first
-		return ""
-	}
-	setup, err := os.ReadFile(filepath.Join(dir, "SetupMode"+global))
-	if err == nil && len(setup) == 5 && setup[4] == 1 {
-		return "Secure Boot is in setup mode"
-	}
-	return "Secure Boot is off"
-}
 
 func mountStick(device string) error {
 	if err := os.MkdirAll(stickDir, 0o700); err != nil {
@@ -384,6 +366,9 @@ func (m *metal) repair(d *disks.Disks) error {
 	if from.UKI, err = os.ReadFile(filepath.Join(stickDir, slots.Folder, slots.FirstUKI)); err != nil {
 		return err
 	}
+	if from.Loader, err = os.ReadFile(osimage.LoaderFile); err != nil {
+		return err
+	}
 	root, err := os.Open("/dev/" + m.booted.Root)
 	if err != nil {
 		return err
@@ -465,7 +450,7 @@ func (m *metal) tellWays(ways []slots.Way) error {
 	esp := efivar.Partition{Number: uint32(n), First: p.First, Blocks: p.Last - p.First + 1, ID: p.ID}
 	var options []efivar.Option
 	for _, w := range ways {
-		options = append(options, efivar.Option{Name: w.Name, Partition: esp, File: w.File})
+		options = append(options, efivar.Option{Name: w.Name, Partition: esp, File: w.File, Once: w.Once})
 	}
 	changed, err := efivar.SetOptions(efivar.Dir, slots.WayPrefix, options)
 	if err == nil && changed {
@@ -492,6 +477,11 @@ func (m *metal) platform() *machine.Platform {
 		m.log.Error("the OS cannot be updated", "err", err)
 		return nil
 	}
+	ways, err := s.Ways(slots.WaysConfig{Started: m.way, Loader: osimage.LoaderFile, Tell: m.tellWays})
+	if err != nil {
+		m.log.Error("the OS cannot be updated", "err", err)
+		return nil
+	}
 	p := &machine.Platform{
 		Running: update.System{
 			Version: osRelease("IMAGE_VERSION"), Kubernetes: osRelease("HOLDFAST_KUBERNETES"), Slot: slot, Root: m.booted.RootHash,
@@ -503,8 +493,7 @@ func (m *metal) platform() *machine.Platform {
 		Damaged: slots.Slot(m.booted.Damaged),
 		Mended:  func() { m.tally(efivar.Mended) },
 
-		Way:  m.way,
-		Ways: m.tellWays,
+		Ways: ways,
 	}
 	if m.tpm != nil {
 		p.Seal = func(ctx context.Context, to slots.Slot, uki string) error {

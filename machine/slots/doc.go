@@ -20,7 +20,11 @@
 // The boot loader chooses among these, and does not try the next one where the
 // firmware refuses one. So the firmware is told all ways into the machine (Ways): the
 // loader, its copy, and the UKIs that are not on trial; and what it passed over is
-// written anew from what it started (Heal).
+// written anew from what it started. A loader that comes with an OS is on trial, too:
+//
+//	EFI/BOOT/BOOTX64.EFI             known to start
+//	EFI/systemd/systemd-boot.efi     its copy
+//	EFI/systemd/new+2.efi            started once, at the next boot; two tries are left after it
 //
 // It leaves out what is to be booted and why (package machine/update), where the
 // bytes come from (package osimage/artefact) and the partitions themselves.

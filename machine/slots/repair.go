@@ -24,6 +24,7 @@ type Stick struct {
 	Verity osimage.Verity
 	Root   io.ReaderAt // the partition, data and hash tree
 	UKI    []byte
+	Loader []byte // the boot loader
 }
 
 // device is a root partition.
@@ -42,14 +43,29 @@ type device interface {
 // whose root, or whose UKI, is not what was signed can be made whole by nobody
 // here: its UKI is removed, so that the loader does not try it. Where nothing is
 // left to boot, slot a gets the stick's OS. What is sound is not touched: which OS
-// runs is for releases to say. After a power cut the same call goes on.
+// runs is for releases to say. A boot loader that is not what was signed becomes its
+// copy, or the stick's. After a power cut the same call goes on.
 func Repair(ctx context.Context, esp string, roots map[Slot]string, from Stick) ([]string, error) {
 	s := &Slots{Config: Config{ESP: esp, Roots: roots}, disk: onESP(path.Join(esp, Folder)), inspect: inspect}
 	r := &repair{Slots: s, from: from, open: func(slot Slot) (device, error) { return os.OpenFile(roots[slot], os.O_RDWR, 0) }}
-	if err := r.run(ctx); err != nil {
+	err := r.run(ctx)
+	if err == nil {
+		err = r.loader()
+	}
+	if err != nil {
 		return r.said, fmt.Errorf("repair the boot slots: %w", err)
 	}
 	return r.said, nil
+}
+
+func (r *repair) loader() error {
+	w, err := r.Ways(WaysConfig{})
+	if err != nil {
+		return err
+	}
+	_, said, err := w.mend(r.from.Loader)
+	r.said = append(r.said, said...)
+	return err
 }
 
 type repair struct {

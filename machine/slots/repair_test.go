@@ -33,7 +33,9 @@ type osVersion struct {
 	uki  string
 }
 
-func (o osVersion) stick() Stick { return Stick{o.v, bytes.NewReader(o.root), []byte(o.uki)} }
+func (o osVersion) stick() Stick {
+	return Stick{o.v, bytes.NewReader(o.root), []byte(o.uki), []byte(o.uki)}
+}
 
 // stubPE is a PE32+ file of the shape of systemd's stub.
 func stubPE() []byte {
@@ -258,8 +260,15 @@ func TestRepairFiles(t *testing.T) {
 	roots := map[Slot]string{A: put("root-a", append(slices.Clone(one.root), room...)), B: put("root-b", append([]byte(flip(string(two.root))), room...))}
 	put("efi/EFI/Linux/holdfast-a.efi", []byte(flip(one.uki)))
 	put("efi/EFI/Linux/holdfast-b.efi", []byte(two.uki))
+	loader := put("efi/"+bootLoader, []byte(flip(two.uki)))
+	copied := put("efi/"+bootLoaderCopy, []byte("MZ"))
 	said, err := Repair(t.Context(), esp, roots, one.stick())
-	if err != nil || len(said) != 2 || !strings.Contains(said[0]+said[1], "slot b is not booted any more: its root is not what its UKI names") {
+	for _, name := range []string{loader, copied} {
+		if text, err := os.ReadFile(name); err != nil || string(text) != one.uki {
+			t.Errorf("%s is not the stick's boot loader: %d bytes, %v", name, len(text), err)
+		}
+	}
+	if err != nil || len(said) != 4 || !strings.Contains(said[0]+said[1], "slot b is not booted any more: its root is not what its UKI names") {
 		t.Errorf("%q, %v", said, err)
 	}
 	s, err := New(Config{ESP: esp, Roots: roots, Slot: B})

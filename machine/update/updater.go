@@ -43,8 +43,6 @@ type Slots interface {
 	Bless() error
 	Condemn(slots.Slot) error
 	Mirror(context.Context) error
-	Heal(ctx context.Context, way string) (said []string, err error)
-	Ways() ([]slots.Way, error)
 }
 
 // Notes are the small notes that outlive the disks; box.Box has them.
@@ -493,24 +491,12 @@ func (u *Updater) Mirror(ctx context.Context, damaged bool) (made bool, err erro
 	return true, nil
 }
 
-// Heal mends what the firmware refused before it took the way that it took. While
-// an OS is on trial nothing is done: its boot image may be what was refused, which
-// is for the trial to end. said is what was done; done says whether all was looked at.
-func (u *Updater) Heal(ctx context.Context, way string) (said []string, done bool, err error) {
+// Aside runs f while nothing else works on the slots; trial says whether an OS is on
+// trial, or about to be.
+func (u *Updater) Aside(f func(trial bool) error) error {
 	u.work.Lock()
 	defer u.work.Unlock()
-	if u.record != nil || u.leaving {
-		return nil, false, nil
-	}
-	said, err = u.Slots.Heal(ctx, way)
-	return said, err == nil, err
-}
-
-// Ways are all ways into the machine, as the slots are now.
-func (u *Updater) Ways() ([]slots.Way, error) {
-	u.work.Lock()
-	defer u.work.Unlock()
-	return u.Slots.Ways()
+	return f(u.record != nil || u.leaving)
 }
 
 // saveEvery is how much running time a power cut may take from a deadline.

@@ -188,10 +188,6 @@ func (w *world) Mirror(context.Context) error {
 	return w.op("mirror", func() { w.entries[idle] = &entry{self.version, slots.Count{Counted: true}} })
 }
 
-// The firmware of this world starts what it is told.
-func (w *world) Heal(context.Context, string) ([]string, error) { return nil, nil }
-func (w *world) Ways() ([]slots.Way, error)                     { return nil, nil }
-
 // The rest of the platform.
 
 func (w *world) ReadNote(name string) ([]byte, error) {

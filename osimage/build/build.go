@@ -76,7 +76,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := os.Remove(filepath.Join(b.parts, PartManifest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{b.kernel, b.boot, b.root, b.uki, b.loader, b.describe} {
+	for _, step := range []func(context.Context) error{b.kernel, b.boot, b.loader, b.root, b.uki, b.describe} {
 		if err := errors.Join(ctx.Err(), step(ctx)); err != nil {
 			return nil, err
 		}
@@ -98,7 +98,8 @@ type builder struct {
 
 	k *kernel
 
-	stub, systemdBoot []byte
+	stub, systemdBoot []byte // not signed
+	signedLoader      []byte
 
 	tree     *tree
 	packs    []*packed
@@ -146,6 +147,7 @@ func (b *builder) root(ctx context.Context) error {
 		return err
 	}
 	t.add(entry{path: share + "/" + PartSBOM, data: sbom, from: ours})
+	t.add(entry{path: strings.TrimPrefix(osimage.LoaderFile, "/"), data: b.signedLoader, from: ours})
 	if err := errors.Join(t.change(b.o.Replace, b.o.Remove), durable.WriteFile(filepath.Join(b.parts, PartSBOM), sbom, 0o644)); err != nil {
 		return err
 	}
@@ -272,6 +274,7 @@ func (b *builder) loader(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("sign systemd-boot: %w", err)
 	}
+	b.signedLoader = loader
 	if err := durable.WriteFile(filepath.Join(b.parts, PartLoader), loader, 0o644); err != nil {
 		return err
 	}

@@ -369,6 +369,17 @@ func FuzzMend(f *testing.F) {
 			return
 		}
 		r.WriteAt(b, at)
+		for name := range small() {
+			pieces, err := Locate(r, name)
+			if err != nil {
+				continue
+			}
+			for _, p := range pieces {
+				if p.Offset < 0 || p.Size < 1 || p.Offset+p.Size > r.size {
+					t.Errorf("%s lies at %+v of %d bytes", name, p, r.size)
+				}
+			}
+		}
 		if _, err := Mend(r, isNew); err != nil {
 			return
 		}

@@ -99,6 +99,25 @@ func LoaderText(dir, name string) (string, error) {
 	return strings.ToLower(decode(data)), err
 }
 
+// Unprotected says why the firmware checks nothing of what it starts (UEFI 2.10,
+// section 32.3); "" where it does, or where no firmware started this machine.
+func Unprotected(dir string) string {
+	if _, err := os.Stat(dir); err != nil {
+		return ""
+	}
+	is := func(name string) bool {
+		state, err := read(dir, name, global)
+		return err == nil && bytes.Equal(state, []byte{1})
+	}
+	switch {
+	case is("SecureBoot"):
+		return ""
+	case is("SetupMode"):
+		return "Secure Boot is in setup mode"
+	}
+	return "Secure Boot is off"
+}
+
 // BootOnce tells the boot loader which entry to boot next time, once.
 func BootOnce(dir, entry string) error {
 	return write(dir, "LoaderEntryOneShot", Loader, encode(entry))

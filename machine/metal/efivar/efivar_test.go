@@ -127,3 +127,26 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestUnprotected(t *testing.T) {
+	if why := Unprotected(filepath.Join(t.TempDir(), "none")); why != "" {
+		t.Errorf("without firmware: %s", why)
+	}
+	for _, c := range []struct {
+		secure, setup byte
+		want          string
+	}{{1, 0, ""}, {0, 1, "Secure Boot is in setup mode"}, {0, 0, "Secure Boot is off"}} {
+		dir := t.TempDir()
+		for name, value := range map[string]byte{"SecureBoot": c.secure, "SetupMode": c.setup} {
+			if err := write(dir, name, global, []byte{value}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := Unprotected(dir); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if got := Unprotected(t.TempDir()); got != "Secure Boot is off" {
+		t.Errorf("firmware that does not say: got %q", got)
+	}
+}

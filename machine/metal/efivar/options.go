@@ -24,6 +24,7 @@ type Option struct {
 	Name      string // shown in the firmware's menu, and what an option is known by here
 	Partition Partition
 	File      string // from the partition's root, with slashes
+	Once      bool   // at the next boot, before all others, and never again
 }
 
 // Partition is where the firmware finds a program, by a GUID partition table.
@@ -123,7 +124,8 @@ func Started(dir string) (string, error) {
 }
 
 // SetOptions makes want the firmware's last options, in this order, behind all
-// others, which stay as they are; options whose name begins with prefix and which
+// others, which stay as they are; the one that is to be started once has no place in
+// the order, and is BootNext (UEFI 2.10, section 3.3). Options whose name begins with prefix and which
 // are not wanted go. What is right already is not written: the firmware's memory
 // wears out. Options come before the order that names them, so that a power cut
 // leaves none that is named and missing. changed says whether anything was written.
@@ -163,7 +165,14 @@ func SetOptions(dir, prefix string, want []Option) (changed bool, err error) {
 			}
 			all[n] = data
 		}
-		last = append(last, n)
+		if !o.Once {
+			last = append(last, n)
+		} else if next := binary.LittleEndian.AppendUint16(nil, n); !isNext(dir, next) {
+			changed = true
+			if err := write(dir, "BootNext", global, next); err != nil {
+				return changed, err
+			}
+		}
 	}
 	first := slices.DeleteFunc(slices.Clone(order), func(n uint16) bool { return slices.Contains(last, n) || slices.Contains(surplus, n) })
 	if now := append(first, last...); !slices.Equal(now, order) {
@@ -179,6 +188,12 @@ func SetOptions(dir, prefix string, want []Option) (changed bool, err error) {
 		}
 	}
 	return changed, nil
+}
+
+// isNext tells whether the firmware starts that option next.
+func isNext(dir string, option []byte) bool {
+	data, err := read(dir, "BootNext", global)
+	return err == nil && bytes.Equal(data, option)
 }
 
 // free is the lowest number that no option has.

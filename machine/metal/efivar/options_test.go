@@ -108,6 +108,30 @@ func TestSetOptions(t *testing.T) {
 	if _, err := os.Stat(file(dir, "Boot0003", global)); err == nil {
 		t.Error("slot a's option is still there")
 	}
+
+	// One that is started once has no place in the order.
+	next := func() string {
+		data, err := read(dir, "BootNext", global)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		return hex.EncodeToString(data)
+	}
+	once := way("new boot loader", "n")
+	once.Once = true
+	if was := next(); was != "" || !set(way("boot loader", "l"), way("slot b", "b"), once) || next() != "0300" {
+		t.Errorf("next is option %q, and was %q", next(), was)
+	}
+	if set(way("boot loader", "l"), way("slot b", "b"), once) {
+		t.Error("it says that what was right has changed")
+	}
+	if got, want := order(t, dir), []uint16{2, 0, 10, 1, 4}; !slices.Equal(got, want) {
+		t.Errorf("with one that is started once: order %v, want %v", got, want)
+	}
+	set(way("boot loader", "l"), way("slot b", "b"))
+	if _, err := os.Stat(file(dir, "Boot0003", global)); err == nil {
+		t.Error("the new boot loader's option is still there")
+	}
 	for name, want := range others {
 		if got, err := read(dir, name, global); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s, which is not ours, is %q, %v", name, got, err)
