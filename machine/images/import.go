@@ -9,104 +9,20 @@ import (
 	"io"
 	"os"
 	"strings"
-
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// Import puts the images of a tar file into the store and returns them under the names that the file gives.
-// Both kinds of file are read: an OCI layout, and what `docker save` and go-containerregistry's tarball write (which then
-// becomes an image with a manifest; the same file always gives the same digest).
+// Import puts the images of an OCI layout in a tar file into the store and returns
+// them under the names that its index gives.
 func Import(ctx context.Context, s *Store, path string) ([]Image, error) {
-	images, err := importTar(ctx, s, path)
+	index, err := readEntry(path, "index.json")
+	if err != nil {
+		return nil, fmt.Errorf("import %s: %w", path, err)
+	}
+	images, err := importLayout(ctx, s, path, index)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", path, err)
 	}
 	return images, nil
-}
-
-func importTar(ctx context.Context, s *Store, path string) ([]Image, error) {
-	index, err := readEntry(path, "index.json")
-	if err == nil {
-		return importLayout(ctx, s, path, index)
-	}
-	if !errors.Is(err, ErrNotFound) {
-		return nil, err
-	}
-	opener := func() (io.ReadCloser, error) { return os.Open(path) }
-	list, err := tarball.LoadManifest(opener)
-	if err != nil {
-		return nil, err
-	}
-	var images []Image
-	for _, entry := range list {
-		for _, ref := range entry.RepoTags {
-			tag, err := name.NewTag(ref)
-			if err != nil {
-				return nil, err
-			}
-			img, err := tarball.Image(opener, &tag)
-			if err != nil {
-				return nil, err
-			}
-			d, err := storeImage(ctx, s, img)
-			if err != nil {
-				return nil, fmt.Errorf("image %s: %w", ref, err)
-			}
-			images = append(images, Image{Ref: ref, Digest: d})
-		}
-	}
-	if len(images) == 0 {
-		return nil, errors.New("names no image")
-	}
-	return images, nil
-}
-
-// storeImage writes layers, config and manifest, in this order: a manifest in the store has its content.
-func storeImage(ctx context.Context, s *Store, img v1.Image) (Digest, error) {
-	layers, err := img.Layers()
-	if err != nil {
-		return "", err
-	}
-	for _, l := range layers {
-		if err := storeLayer(ctx, s, l); err != nil {
-			return "", err
-		}
-	}
-	config, err := img.RawConfigFile()
-	if err != nil {
-		return "", err
-	}
-	manifest, err := img.RawManifest()
-	if err != nil {
-		return "", err
-	}
-	if err := s.Put(ctx, DigestOf(config), config); err != nil {
-		return "", err
-	}
-	return DigestOf(manifest), s.Put(ctx, DigestOf(manifest), manifest)
-}
-
-func storeLayer(ctx context.Context, s *Store, l v1.Layer) error {
-	sum, err := l.Digest()
-	if err != nil {
-		return err
-	}
-	size, err := l.Size()
-	if err != nil {
-		return err
-	}
-	r, err := l.Compressed()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	d, err := ParseDigest(sum.String())
-	if err != nil {
-		return err
-	}
-	return s.write(ctx, d, size, r)
 }
 
 // write stores exactly size bytes of r.

@@ -3,9 +3,11 @@
 package images
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -25,6 +27,9 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/kube"
@@ -404,4 +409,40 @@ func removeCgroup(t *testing.T, name string) {
 			}
 		}
 	}
+}
+
+// program makes an image of one file, as the build makes the pause image.
+func program(t testing.TB, file []byte) v1.Image {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	if err := w.WriteHeader(&tar.Header{Name: "app", Mode: 0o755, Size: int64(len(file)), Typeflag: tar.TypeReg}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write(file)
+	_ = w.Close()
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err = mutate.ConfigFile(img, &v1.ConfigFile{
+		Architecture: ThisPlatform().Architecture, OS: "linux", Config: v1.Config{Entrypoint: []string{"/app"}},
+		RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{mustHash(t, layer)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func mustHash(t testing.TB, l v1.Layer) v1.Hash {
+	h, err := l.DiffID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
