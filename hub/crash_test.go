@@ -27,6 +27,7 @@ import (
 	"github.com/holdfast-edge/holdfast/hub/push"
 	"github.com/holdfast-edge/holdfast/hub/store"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/release"
@@ -116,7 +117,7 @@ func TestKillNine(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWorldWith(t, 30, key)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	seed, _ := json.Marshal(w.seed)
 	if err := os.WriteFile(filepath.Join(dir, "seed.json"), seed, 0o600); err != nil {

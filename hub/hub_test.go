@@ -28,6 +28,7 @@ import (
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/hub/quarantine"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/release"
@@ -35,7 +36,7 @@ import (
 
 func TestReleaseReachesMachines(t *testing.T) {
 	w := newWorld(t, 12)
-	one, two := newIdentity(t), newIdentity(t)
+	one, two := linktest.NewIdentity(t), linktest.NewIdentity(t)
 	w.adopt(0, one.ID())
 	w.adopt(1, two.ID())
 	r := w.hub(t)
@@ -116,7 +117,7 @@ func (r *running) held(id fleet.MachineID) uint64 {
 
 func TestMachineThatLostItsSliceGetsTheWhole(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())
@@ -134,7 +135,7 @@ func TestMachineThatLostItsSliceGetsTheWhole(t *testing.T) {
 
 func TestBlankDiskGetsTheWholeAgain(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())
@@ -147,7 +148,7 @@ func TestBlankDiskGetsTheWholeAgain(t *testing.T) {
 
 func TestLargeSliceGoesByBulk(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	w.files[fleetgen.SiteDir(0)+"/patches/noise.txt"] = random(t, 100<<10)
 	r := w.hub(t)
@@ -341,7 +342,7 @@ func TestQuarantine(t *testing.T) {
 	cfg.Quarantine = quarantine.Config{Total: 2, PerNetwork: 2}
 	r := w.start(t, cfg)
 	r.mustPush(w.release())
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	m := r.machine(id)
 	m.wait("be greeted", func() bool { return m.reply.Capability > 0 && !m.reply.Introduce })
 	if m.reply.Listed {
@@ -383,9 +384,9 @@ func TestQuarantine(t *testing.T) {
 		}
 	})
 	t.Run("ErrIntroductionOfAnother", func(t *testing.T) {
-		other := newIdentity(t)
+		other := linktest.NewIdentity(t)
 		stolen, _ := wire.SignIntroduction(wire.Introduction{Fleet: fleetID, Protection: "none"}, other)
-		liar := r.machine(newIdentity(t), func(m *fake) { m.intro = stolen })
+		liar := r.machine(linktest.NewIdentity(t), func(m *fake) { m.intro = stolen })
 		r.waitFor("the liar is seen", func() bool { n, _ := r.ward.Count(); return n == 2 })
 		liar.stop()
 		for _, e := range r.ward.List(time.Now()) {
@@ -395,9 +396,9 @@ func TestQuarantine(t *testing.T) {
 		}
 	})
 	t.Run("ErrQuarantineFull", func(t *testing.T) {
-		second := r.machine(newIdentity(t))
+		second := r.machine(linktest.NewIdentity(t))
 		second.wait("be greeted", func() bool { return second.reply.Capability > 0 })
-		s, err := link.Dial(t.Context(), link.DialConfig{Address: r.addr(), Class: link.Control, Identity: newIdentity(t), Pins: []link.Pin{w.key.Pin()}})
+		s, err := link.Dial(t.Context(), link.DialConfig{Address: r.addr(), Class: link.Control, Identity: linktest.NewIdentity(t), Pins: []link.Pin{w.key.Pin()}})
 		if err == nil {
 			select {
 			case <-s.Done():
@@ -427,7 +428,7 @@ func TestQuarantine(t *testing.T) {
 	t.Run("Evicted", func(t *testing.T) {
 		dir := fleetgen.SiteDir(1)
 		var err error
-		if w.files[dir+"/machines.yaml"], err = fleet.AddMember([]byte(nil), fleet.Machine{Name: "new", ID: newIdentity(t).ID(), Role: "control-plane"}); err != nil {
+		if w.files[dir+"/machines.yaml"], err = fleet.AddMember([]byte(nil), fleet.Machine{Name: "new", ID: linktest.NewIdentity(t).ID(), Role: "control-plane"}); err != nil {
 			t.Fatal(err)
 		}
 		if w.files[dir+"/machines.yaml"], err = fleet.AddTombstone(w.files[dir+"/machines.yaml"], fleet.Tombstone{ID: id.ID(), Verb: "retire"}); err != nil {
@@ -446,7 +447,7 @@ func TestQuarantine(t *testing.T) {
 
 func TestHelloRefusals(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())
@@ -459,7 +460,7 @@ func TestHelloRefusals(t *testing.T) {
 		return wire.Call(t.Context(), link.Client(s.Open, 0), http.MethodPost, "http://"+link.Host+path, in, nil)
 	}
 	t.Run("ErrReportFromAnotherMachine", func(t *testing.T) {
-		err := call(wire.PathHello, &wire.Hello{Capability: 1, Fleet: fleetID, Machine: newIdentity(t).ID()})
+		err := call(wire.PathHello, &wire.Hello{Capability: 1, Fleet: fleetID, Machine: linktest.NewIdentity(t).ID()})
 		wantRefusal(t, err, 403, string(id.ID()))
 	})
 	t.Run("ErrOtherFleet", func(t *testing.T) {
@@ -481,7 +482,7 @@ func TestHelloRefusals(t *testing.T) {
 
 func TestReportsAndStatus(t *testing.T) {
 	w := newWorld(t, 12)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	cfg := w.config(t)
 	r := w.start(t, cfg)
@@ -580,7 +581,7 @@ func TestReportsAndStatus(t *testing.T) {
 
 func TestRelay(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())
@@ -609,7 +610,7 @@ func TestRelay(t *testing.T) {
 		want string
 	}{
 		{"ErrUnknownSite", link.KubeName("nowhere", fleetID), "unrecognized name"},
-		{"ErrUnknownMachine", link.MachineName(newIdentity(t).ID(), fleetID), "unrecognized name"},
+		{"ErrUnknownMachine", link.MachineName(linktest.NewIdentity(t).ID(), fleetID), "unrecognized name"},
 		{"ErrOtherFleet", link.KubeName(w.siteName(0), "ffffffffffffffffffffffffffffffff"), "unrecognized name"},
 		{"ErrSiteOffline", link.KubeName(w.siteName(1), fleetID), "internal error"},
 	} {
@@ -638,7 +639,7 @@ func clientHello(t *testing.T, sni string) []byte {
 
 func TestImages(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())
@@ -796,7 +797,7 @@ func TestStartRefusals(t *testing.T) {
 		want []string
 	}{
 		{"ErrNoKey", func(c *Config) { c.Identity = nil }, []string{"no key", "holdfast init"}},
-		{"ErrWrongKey", func(c *Config) { c.Identity = newIdentity(t) }, []string{"none of those that trust.yaml", "holdfast init"}},
+		{"ErrWrongKey", func(c *Config) { c.Identity = linktest.NewIdentity(t) }, []string{"none of those that trust.yaml", "holdfast init"}},
 		{"ErrNoFolder", func(c *Config) { c.DataDir = "" }, []string{"no folder", "may write"}},
 		{"ErrUnwritableFolder", func(c *Config) {
 			file := filepath.Join(t.TempDir(), "file")
@@ -838,7 +839,7 @@ func TestStartRefusals(t *testing.T) {
 
 func TestNewHubOnAnEmptyDisk(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	old := w.hub(t)
 	tag := w.release()
@@ -875,7 +876,7 @@ func TestNewHubOnAnEmptyDisk(t *testing.T) {
 
 func TestTrustChange(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())
@@ -903,7 +904,7 @@ func TestTrustChange(t *testing.T) {
 	m.mu.Unlock()
 
 	// A machine that slept walks the steps.
-	late := newIdentity(t)
+	late := linktest.NewIdentity(t)
 	w.adopt(1, late.ID())
 	r.mustPush(w.release())
 	r.machine(late).waitRelease(5)
@@ -911,7 +912,7 @@ func TestTrustChange(t *testing.T) {
 
 func TestShutdownIsClean(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	r := w.hub(t)
 	r.mustPush(w.release())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/release"
 )
@@ -20,7 +21,7 @@ import (
 // leave the places of networks from which a listed machine has come.
 func TestFloodDoesNotKeepListedMachinesOut(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	cfg := w.config(t)
 	cfg.Gate = link.GateConfig{Strangers: 4, PerNetwork: 4, Time: time.Minute}
@@ -60,7 +61,7 @@ func BenchmarkIdleLinks(b *testing.B) {
 	w := newWorld(b, machines)
 	ids := make([]*link.Identity, machines)
 	for i := range ids {
-		ids[i] = newIdentity(b)
+		ids[i] = linktest.NewIdentity(b)
 		w.adopt(i, ids[i].ID())
 	}
 	r := w.hub(b)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/internal/git"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
@@ -77,7 +78,7 @@ func (g *gitRemote) release(by string, edit func(*release.Payload)) *release.Tag
 
 func TestGitRemote(t *testing.T) {
 	w := newWorld(t, 3)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	w.adopt(0, id.ID())
 	g := newGitRemote(t, w)
 	w.last = g.release("ci", nil)

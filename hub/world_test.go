@@ -2,10 +2,7 @@ package hub
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -26,6 +23,7 @@ import (
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/hub/push"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/release"
@@ -49,19 +47,6 @@ func keyLine(name string) string {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(sshKey(name).PublicKey())))
 }
 
-func newIdentity(t testing.TB) *link.Identity {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := link.NewIdentity(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
 // world is a fleet repo, those who release from it, and its hub key.
 type world struct {
 	t       testing.TB
@@ -73,7 +58,7 @@ type world struct {
 	clock   time.Time
 }
 
-func newWorld(t testing.TB, sites int) *world { return newWorldWith(t, sites, newIdentity(t)) }
+func newWorld(t testing.TB, sites int) *world { return newWorldWith(t, sites, linktest.NewIdentity(t)) }
 
 func newWorldWith(t testing.TB, sites int, key *link.Identity) *world {
 	w := &world{t: t, key: key, files: fleetgen.Files(sites), objects: release.Objects{}, clock: day0}
@@ -206,7 +191,7 @@ func (r *running) client(name string, roles ...string) *operator.Client {
 	r.t.Helper()
 	cfg := operator.ClientConfig{Fleet: fleetID, Roles: roles, Dial: link.DialConfig{Address: r.addr(), Pins: []link.Pin{r.w.key.Pin()}}}
 	if name != "" {
-		cfg.Signer, cfg.Dial.Identity = sshKey(name), newIdentity(r.t)
+		cfg.Signer, cfg.Dial.Identity = sshKey(name), linktest.NewIdentity(r.t)
 	}
 	c, err := operator.Open(r.t.Context(), cfg)
 	if err != nil {

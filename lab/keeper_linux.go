@@ -200,12 +200,18 @@ func (k *keeper) startMachine(key string) (*exec.Cmd, error) {
 	if m.Virtual() {
 		return k.startBox(w, *m)
 	}
-	cmd, err := command(k.lab.machine(*m), w.Machined, "hosted",
+	return k.inWorld(w, *m, w.Machined, "hosted",
 		"--root", k.lab.MachineDir(*m), "--folder", m.Folder, "--name", k.lab.hostName(*m), "--hostname", m.Name, "--system", w.System,
 		"--bridge", world.Bridge(m.lan()), "--address", m.Address().String()+"/24", "--gateway", m.Gateway().String(),
 		"--memory", strconv.FormatInt(m.Memory, 10),
-		"--state-size", strconv.FormatInt(m.State, 10), "--data-size", strconv.FormatInt(m.Data, 10), "--network-fd", "3",
-		"--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))
+		"--state-size", strconv.FormatInt(m.State, 10), "--data-size", strconv.FormatInt(m.Data, 10))
+}
+
+// inWorld returns the command of a process that a machine lives in: it gets the
+// network of the lab, and starts a keeper anew that was killed.
+func (k *keeper) inWorld(w *Wanted, m Machine, program string, args ...string) (*exec.Cmd, error) {
+	args = append(args, "--network-fd", "3", "--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))
+	cmd, err := command(k.lab.machine(m), program, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,6 @@ import (
 
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/internal/durable"
-	"github.com/holdfast-edge/holdfast/internal/flock"
 	"github.com/holdfast-edge/holdfast/lab/vm"
 	"github.com/holdfast-edge/holdfast/lab/world"
 	"github.com/holdfast-edge/holdfast/osimage"
@@ -145,17 +144,7 @@ func (l Lab) spec(m Machine, w *world.World) (vm.Spec, error) {
 
 // startBox returns the command of the process that a virtual machine lives in.
 func (k *keeper) startBox(w *Wanted, m Machine) (*exec.Cmd, error) {
-	cmd, err := command(k.lab.machine(m), w.Holdfast, "lab", "box", m.Key(), "--dir", k.lab.Dir, "--network-fd", "3",
-		"--keep-lock", k.lab.keeper().lock, "--keep", flock.CommandLine(k.lab.keeperCommand(w)...))
-	if err != nil {
-		return nil, err
-	}
-	network, err := k.inherit()
-	if err != nil {
-		return nil, err
-	}
-	cmd.ExtraFiles = append(cmd.ExtraFiles, network)
-	return cmd, nil
+	return k.inWorld(w, m, w.Holdfast, "lab", "box", m.Key(), "--dir", k.lab.Dir)
 }
 
 // serveDHCP answers the virtual machines of m's LAN, once for each LAN. It is not

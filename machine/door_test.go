@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/kube"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 )
@@ -87,7 +88,7 @@ func TestOperator(t *testing.T) {
 			})
 			t.Run("status", func(t *testing.T) {
 				var s Status
-				if err := mustOpen(t, reach(newIdentity(t)), "eye", operator.Read).Call(t.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
+				if err := mustOpen(t, reach(linktest.NewIdentity(t)), "eye", operator.Read).Call(t.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
 					t.Fatal(err)
 				}
 				if s.Report.N != 1 || s.Report.Phase != wire.OK || s.Report.Site != "fr-00001" {
@@ -95,41 +96,43 @@ func TestOperator(t *testing.T) {
 				}
 			})
 			t.Run("ErrNoSession", func(t *testing.T) {
-				for _, dial := range []link.DialConfig{reach(nil), reach(newIdentity(t))} {
+				for _, dial := range []link.DialConfig{reach(nil), reach(linktest.NewIdentity(t))} {
 					c := mustOpen(t, dial, "")
 					wantRefusal(t, c.Call(t.Context(), http.MethodGet, "/v1/status", nil, nil), http.StatusUnauthorized, "no session")
 					wantRefusal(t, c.Call(t.Context(), http.MethodPost, "/v1/credential", CredentialRequest{}, nil), http.StatusUnauthorized, "no session")
 				}
 			})
 			t.Run("ErrUnknown", func(t *testing.T) {
-				_, err := open(t, reach(newIdentity(t)), "stranger", operator.Read)
+				_, err := open(t, reach(linktest.NewIdentity(t)), "stranger", operator.Read)
 				wantRefusal(t, err, http.StatusForbidden, operator.ErrUnknown.Error())
 			})
 			t.Run("ErrRole", func(t *testing.T) {
-				_, err := open(t, reach(newIdentity(t)), "eye", operator.Admin)
+				_, err := open(t, reach(linktest.NewIdentity(t)), "eye", operator.Admin)
 				wantRefusal(t, err, http.StatusForbidden, operator.ErrRole.Error())
 			})
-			t.Run("credential", func(t *testing.T) { checkCredential(t, a, mustOpen(t, reach(newIdentity(t)), "ops", operator.Read)) })
+			t.Run("credential", func(t *testing.T) {
+				checkCredential(t, a, mustOpen(t, reach(linktest.NewIdentity(t)), "ops", operator.Read))
+			})
 		})
 	}
 	t.Run("no cluster yet", func(t *testing.T) {
 		blank := w.agent(t, t.TempDir(), h.addr)
-		c := mustOpen(t, blank.lan(newIdentity(t)), "ops", operator.Read)
-		public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: newIdentity(t).SPKI()})
+		c := mustOpen(t, blank.lan(linktest.NewIdentity(t)), "ops", operator.Read)
+		public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: linktest.NewIdentity(t).SPKI()})
 		err := c.Call(t.Context(), http.MethodPost, "/v1/credential", CredentialRequest{Key: string(public)}, nil)
 		wantRefusal(t, err, http.StatusUnprocessableEntity, "no cluster yet")
 	})
 	t.Run("ErrReplayed", func(t *testing.T) { testReplay(t, other.Machine) })
 	t.Run("ErrPin", func(t *testing.T) {
 		// The hub sends the connection to another machine than the one that is meant.
-		dial := h.reach(other.Machine, newIdentity(t))
+		dial := h.reach(other.Machine, linktest.NewIdentity(t))
 		dial.Pins = []link.Pin{a.identity.Pin()}
 		if _, err := open(t, dial, "ops", operator.Read); err == nil || !strings.Contains(err.Error(), link.ErrPin.Error()) {
 			t.Errorf("got %v, want ErrPin", err)
 		}
 	})
 	t.Run("ErrRevoked", func(t *testing.T) {
-		ops, eye := mustOpen(t, h.reach(a.Machine, newIdentity(t)), "ops", operator.Read), mustOpen(t, h.reach(a.Machine, newIdentity(t)), "eye", operator.Read)
+		ops, eye := mustOpen(t, h.reach(a.Machine, linktest.NewIdentity(t)), "ops", operator.Read), mustOpen(t, h.reach(a.Machine, linktest.NewIdentity(t)), "eye", operator.Read)
 		before := a.door.authority.Count()
 		w.trust(2, []string{"eye"}, "ci", "spare")
 		n := h.next()
@@ -141,7 +144,7 @@ func TestOperator(t *testing.T) {
 		if err := eye.Call(t.Context(), http.MethodGet, "/v1/status", nil, nil); err != nil {
 			t.Errorf("one who stayed: %v", err)
 		}
-		_, err := open(t, h.reach(a.Machine, newIdentity(t)), "ops", operator.Read)
+		_, err := open(t, h.reach(a.Machine, linktest.NewIdentity(t)), "ops", operator.Read)
 		wantRefusal(t, err, http.StatusForbidden, operator.ErrUnknown.Error())
 	})
 }
@@ -154,7 +157,7 @@ func checkCredential(t *testing.T, a *agent, c *operator.Client) {
 		err := c.Call(t.Context(), http.MethodPost, "/v1/credential", request, &out)
 		return &out, err
 	}
-	key := newIdentity(t)
+	key := linktest.NewIdentity(t)
 	public := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key.SPKI()}))
 	for name, life := range map[string]struct {
 		seconds int64
@@ -201,7 +204,7 @@ func checkCredential(t *testing.T, a *agent, c *operator.Client) {
 // what he signed to another machine. There it opens nothing: not by the thief's
 // key, and not even if the thief had the operator's client key.
 func testReplay(t *testing.T, victim *Machine) {
-	thief, client, before := newIdentity(t), newIdentity(t), victim.door.authority.Count()
+	thief, client, before := linktest.NewIdentity(t), linktest.NewIdentity(t), victim.door.authority.Count()
 	signed := make(chan []byte, 1)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -267,9 +270,9 @@ func TestErrScope(t *testing.T) {
 	w.files["trust.yaml"] = []byte(text)
 	n := h.next()
 	agents[0].waitRelease(n)
-	_, err := open(t, agents[0].lan(newIdentity(t)), "eye", operator.Read)
+	_, err := open(t, agents[0].lan(linktest.NewIdentity(t)), "eye", operator.Read)
 	wantRefusal(t, err, http.StatusForbidden, operator.ErrRole.Error())
-	mustOpen(t, agents[0].lan(newIdentity(t)), "ops", operator.Read)
+	mustOpen(t, agents[0].lan(linktest.NewIdentity(t)), "ops", operator.Read)
 }
 
 // To strangers the door says who the machine is, and nothing else.

@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/release"
 )
@@ -414,7 +415,7 @@ func (e *enemy) answer(f http.HandlerFunc) {
 // A hub whose key nobody pinned is not spoken to.
 func TestErrPin(t *testing.T) {
 	w := newWorld(t, 12)
-	e := newEnemy(t, newIdentity(t))
+	e := newEnemy(t, linktest.NewIdentity(t))
 	a := w.agent(t, t.TempDir(), e.addr())
 	a.waitScreen("not pinned")
 	select {

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine/faults"
@@ -162,9 +163,9 @@ func TestLocked(t *testing.T) {
 				wantRefusal(t, call(c, http.MethodPost, "/v1/credential", CredentialRequest{}), http.StatusNotFound, "")
 			})
 			t.Run("ErrRole", func(t *testing.T) {
-				_, err := open(t, reach(newIdentity(t)), "eye", operator.Operate)
+				_, err := open(t, reach(linktest.NewIdentity(t)), "eye", operator.Operate)
 				wantRefusal(t, err, http.StatusForbidden, operator.ErrRole.Error())
-				c := mustOpen(t, reach(newIdentity(t)), "eye", operator.Read)
+				c := mustOpen(t, reach(linktest.NewIdentity(t)), "eye", operator.Read)
 				wantRefusal(t, call(c, http.MethodGet, "/v1/escrow", nil), http.StatusForbidden, "lacks the role")
 				wantRefusal(t, unlock(c, rightKey), http.StatusForbidden, "lacks the role")
 				var st Status
@@ -173,11 +174,11 @@ func TestLocked(t *testing.T) {
 				}
 			})
 			t.Run("of another site", func(t *testing.T) {
-				_, err := open(t, reach(newIdentity(t)), "berliner", operator.Operate)
+				_, err := open(t, reach(linktest.NewIdentity(t)), "berliner", operator.Operate)
 				wantRefusal(t, err, http.StatusForbidden, operator.ErrRole.Error())
 			})
 			t.Run("revoked, though the seed names him", func(t *testing.T) {
-				_, err := open(t, reach(newIdentity(t)), "gone", operator.Operate)
+				_, err := open(t, reach(linktest.NewIdentity(t)), "gone", operator.Operate)
 				wantRefusal(t, err, http.StatusForbidden, operator.ErrUnknown.Error())
 			})
 			t.Run("ErrReplayed", func(t *testing.T) { testReplay(t, s.Machine) })
@@ -185,7 +186,7 @@ func TestLocked(t *testing.T) {
 				t.Fatalf("%d keys were tried by people who may not", n)
 			}
 			t.Run("an operator", func(t *testing.T) {
-				c := mustOpen(t, reach(newIdentity(t)), "ops", operator.Operate)
+				c := mustOpen(t, reach(linktest.NewIdentity(t)), "ops", operator.Operate)
 				var e wire.Escrowed
 				if err := c.Call(t.Context(), http.MethodGet, "/v1/escrow", nil, &e); err != nil || !bytes.Equal(e.Age, escrowed) {
 					t.Errorf("escrow %q, %v", e.Age, err)
@@ -202,8 +203,8 @@ func TestLocked(t *testing.T) {
 	}
 	t.Run("ErrPin", func(t *testing.T) {
 		// A hostile hub sends the operator elsewhere: no key leaves him.
-		dial := s.lan(newIdentity(t))
-		dial.Pins = []link.Pin{newIdentity(t).Pin()}
+		dial := s.lan(linktest.NewIdentity(t))
+		dial.Pins = []link.Pin{linktest.NewIdentity(t).Pin()}
 		if _, err := open(t, dial, "ops", operator.Operate); err == nil || !strings.Contains(err.Error(), link.ErrPin.Error()) {
 			t.Errorf("got %v, want ErrPin", err)
 		}
@@ -221,7 +222,7 @@ func TestLocked(t *testing.T) {
 		}
 	})
 	t.Run("opened", func(t *testing.T) {
-		c := mustOpen(t, h.reach(s.Machine, newIdentity(t)), "ops", operator.Operate)
+		c := mustOpen(t, h.reach(s.Machine, linktest.NewIdentity(t)), "ops", operator.Operate)
 		if err := unlock(c, rightKey); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +274,7 @@ func TestLockedAndAHostileHub(t *testing.T) {
 	if s.memory.number() != 1 || s.count() != 0 {
 		t.Errorf("release %d, %d keys tried", s.memory.number(), s.count())
 	}
-	_, err := open(t, s.lan(newIdentity(t)), "thief", operator.Operate)
+	_, err := open(t, s.lan(linktest.NewIdentity(t)), "thief", operator.Operate)
 	wantRefusal(t, err, http.StatusForbidden, operator.ErrUnknown.Error())
 	s.stop()
 	<-s.ended

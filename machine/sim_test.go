@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-edge/holdfast/hub/push"
 	"github.com/holdfast-edge/holdfast/internal/durable"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/operator"
 	"github.com/holdfast-edge/holdfast/link/wire"
 	"github.com/holdfast-edge/holdfast/machine/pki"
@@ -264,7 +265,7 @@ func (c *courier) client(name string, roles ...string) *operator.Client {
 	c.t.Helper()
 	config := operator.ClientConfig{Fleet: fleetID, Roles: roles, Dial: link.DialConfig{Address: c.addr, Pins: []link.Pin{c.w.hubKey.Pin()}}}
 	if name != "" {
-		config.Signer, config.Dial.Identity = sshKey(name), newIdentity(c.t)
+		config.Signer, config.Dial.Identity = sshKey(name), linktest.NewIdentity(c.t)
 	}
 	client, err := operator.Open(c.t.Context(), config)
 	if err != nil {
@@ -373,7 +374,7 @@ func TestAdoptionByCode(t *testing.T) {
 		t.Errorf("introduction %+v", in)
 	}
 	t.Run("ErrHubsOwnKey", func(t *testing.T) {
-		for name, id := range map[string]*link.Identity{"the hub's": w.hubKey, "one that it made up": newIdentity(t)} {
+		for name, id := range map[string]*link.Identity{"the hub's": w.hubKey, "one that it made up": linktest.NewIdentity(t)} {
 			if link.MatchCode(id.ID(), a.code()) {
 				t.Errorf("%s key matches the code on the machine's console", name)
 			}

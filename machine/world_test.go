@@ -1,10 +1,7 @@
 package machine
 
 import (
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
@@ -20,6 +17,7 @@ import (
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/fleet/fleetgen"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/release"
 )
 
@@ -39,19 +37,6 @@ func sshKey(name string) ssh.Signer {
 
 func keyLine(name string) string {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(sshKey(name).PublicKey())))
-}
-
-func newIdentity(t testing.TB) *link.Identity {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := link.NewIdentity(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
 }
 
 func quiet() *slog.Logger {
@@ -75,7 +60,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB, sites int) *world {
-	w := &world{t: t, hubKey: newIdentity(t), files: fleetgen.Files(sites), objects: release.Objects{}, clock: day0}
+	w := &world{t: t, hubKey: linktest.NewIdentity(t), files: fleetgen.Files(sites), objects: release.Objects{}, clock: day0}
 	w.trust(1, []string{"ops", "eye"}, "ci", "spare")
 	w.seed = release.Seed{FleetID: fleetID, Fleet: "shops", Trust: w.files["trust.yaml"], Lowest: 1}
 	return w

@@ -78,20 +78,7 @@ func (d *drill) tamperWith(ctx context.Context, what, file, original string) (er
 		if err != nil {
 			return "", "", err
 		}
-		var mark int64
-		err = d.restart(ctx, func() error {
-			at, err := d.inFile(file)
-			if err != nil {
-				return err
-			}
-			mark = d.mark()
-			was, err = d.flip([]int64{at})
-			return err
-		})
-		if err != nil {
-			return "", "", err
-		}
-		line, err := d.says(ctx, mark, 1, denied)
+		mark, line, err := d.flipAndStart(ctx, &was, denied, func() ([]int64, error) { return d.inFile(file) })
 		if err != nil {
 			return "", "", err
 		}
@@ -107,6 +94,24 @@ func (d *drill) tamperWith(ctx context.Context, what, file, original string) (er
 	})
 }
 
+// flipAndStart flips bytes of the disk while the machine is off, and starts it; line
+// is the first that the console says of the kind, behind mark.
+func (d *drill) flipAndStart(ctx context.Context, was *flipped, kind *regexp.Regexp, find func() ([]int64, error)) (mark int64, line string, err error) {
+	err = d.restart(ctx, func() error {
+		at, err := find()
+		if err != nil {
+			return err
+		}
+		mark = d.mark()
+		*was, err = d.flip(at)
+		return err
+	})
+	if err == nil {
+		line, err = d.says(ctx, mark, 1, kind)
+	}
+	return mark, line, err
+}
+
 // flipBack undoes what a step that failed has flipped.
 func (d *drill) flipBack(ctx context.Context, was *flipped, err *error) {
 	if *err != nil && len(*was) > 0 {
@@ -117,18 +122,18 @@ func (d *drill) flipBack(ctx context.Context, was *flipped, err *error) {
 }
 
 // inFile is in the midst of a file of the boot partition.
-func (d *drill) inFile(name string) (int64, error) {
+func (d *drill) inFile(name string) ([]int64, error) {
 	p, err := d.open(osimage.PartESP)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer p.Close()
 	pieces, err := fat.Locate(p, name)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	middle := pieces[len(pieces)/2]
-	return p.Offset() + middle.Offset + middle.Size/2, nil
+	return []int64{p.Offset() + middle.Offset + middle.Size/2}, nil
 }
 
 // same says whether a file of the boot partition is what it should be.
@@ -160,25 +165,12 @@ func (d *drill) same(name string, want []byte) error {
 func (d *drill) tamperWithAll(ctx context.Context) error {
 	return d.step(ctx, "flip one byte of every boot image", "Secure Boot refuses them, and nothing starts", func(ctx context.Context) (seen, _ string, err error) {
 		var was flipped
-		var mark int64
-		err = d.restart(ctx, func() error {
-			at, err := d.inUKI()
-			if err != nil {
-				return err
-			}
-			mark = d.mark()
-			was, err = d.flip(at)
-			return err
-		})
+		mark, line, err := d.flipAndStart(ctx, &was, denied, d.inUKI)
 		if len(was) > 0 {
 			defer afterwards(ctx, func(ctx context.Context) error {
 				return d.replug(ctx, func() error { return d.unflip(was) })
 			}, &err)
 		}
-		if err != nil {
-			return "", "", err
-		}
-		line, err := d.says(ctx, mark, 1, denied)
 		if err != nil {
 			return "", "", err
 		}
@@ -201,20 +193,7 @@ func (d *drill) tamperWithRoot(ctx context.Context) (err error) {
 	defer d.flipBack(ctx, &was, &err)
 	const expected = "the kernel reads no wrong byte: the block is refused, the machine restarts, and after some restarts it boots the copy and says so: same STATE, every acknowledged write, the app answers"
 	err = d.step(ctx, "flip one byte of the root, in a program that every boot reads", expected, func(ctx context.Context) (string, string, error) {
-		var mark int64
-		err := d.restart(ctx, func() error {
-			at, err := d.inProgram()
-			if err != nil {
-				return err
-			}
-			mark = d.mark()
-			was, err = d.flip([]int64{at})
-			return err
-		})
-		if err != nil {
-			return "", "", err
-		}
-		line, err := d.says(ctx, mark, 1, corrupt)
+		mark, line, err := d.flipAndStart(ctx, &was, corrupt, d.inProgram)
 		if err != nil {
 			return "", "", err
 		}
@@ -326,23 +305,23 @@ func (d *drill) holds(was flipped) error {
 }
 
 // inProgram is within machined, which is process 1.
-func (d *drill) inProgram() (int64, error) {
+func (d *drill) inProgram() ([]int64, error) {
 	p, v, err := d.root()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer p.Close()
 	size := int64(v.DataBlocks) * osimage.VerityBlock
 	files, err := erofs.Files(io.NewSectionReader(p, 0, size))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, e := range files {
 		if filepath.Base(e.Path) == "machined" && e.Size > 1<<20 {
-			return p.Offset() + e.Offset + 0x100, nil // in the page with the program's header
+			return []int64{p.Offset() + e.Offset + 0x100}, nil // in the page with the program's header
 		}
 	}
-	return 0, errors.New("the root has no machined")
+	return nil, errors.New("the root has no machined")
 }
 
 // root is the partition of the OS version that the lab's parts are of.

@@ -2,9 +2,7 @@ package operator
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
@@ -24,23 +22,11 @@ import (
 
 	"github.com/holdfast-edge/holdfast/fleet"
 	"github.com/holdfast-edge/holdfast/link"
+	"github.com/holdfast-edge/holdfast/link/linktest"
 	"github.com/holdfast-edge/holdfast/link/wire"
 )
 
 const testFleet = fleet.ID("000102030405060708090a0b0c0d0e0f")
-
-func newIdentity(t testing.TB) *link.Identity {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := link.NewIdentity(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
 
 func newSigner(t testing.TB) ssh.Signer {
 	t.Helper()
@@ -76,7 +62,7 @@ type target struct {
 
 func newTarget(t *testing.T, trust *fleet.Trust, change func(*Config)) *target {
 	t.Helper()
-	tgt := &target{id: newIdentity(t), hung: make(chan error, 8)}
+	tgt := &target{id: linktest.NewIdentity(t), hung: make(chan error, 8)}
 	tgt.trust.Store(trust)
 	config := Config{Fleet: testFleet, Target: tgt.id.Pin(), Trust: tgt.trust.Load}
 	if change != nil {
@@ -160,7 +146,7 @@ func (c *Client) who(ctx context.Context) error {
 func TestSessionOpensOnceAnHour(t *testing.T) {
 	signer := &countingSigner{Signer: newSigner(t)}
 	tgt := newTarget(t, &fleet.Trust{Operators: []fleet.Operator{operatorOf(signer, Operate)}}, nil)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	for range 3 {
 		c, err := Open(t.Context(), tgt.client(id, signer, Read))
 		if err != nil {
@@ -195,7 +181,7 @@ func TestSessionOpensOnceAnHour(t *testing.T) {
 func TestProgramsOfOnePersonGoTogether(t *testing.T) {
 	signer := newSigner(t)
 	tgt := newTarget(t, &fleet.Trust{Operators: []fleet.Operator{operatorOf(signer, Operate, Read, Admin)}}, nil)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	working, err := Open(t.Context(), tgt.client(id, signer, Operate))
 	if err != nil {
 		t.Fatal(err)
@@ -283,18 +269,18 @@ func TestRefusedAtTheDoor(t *testing.T) {
 		{"another site's operator", scoped, []string{Read}, ErrRole},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := Open(t.Context(), tgt.client(newIdentity(t), c.signer, c.roles...))
+			_, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), c.signer, c.roles...))
 			wantRefusal(t, err, http.StatusForbidden, c.want)
 		})
 	}
 	t.Run("RSA key", func(t *testing.T) {
-		_, err := Open(t.Context(), tgt.client(newIdentity(t), sshSigner(t, rsaKey), Read))
+		_, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), sshSigner(t, rsaKey), Read))
 		if !errors.Is(err, ErrKeyKind) {
 			t.Fatalf("got %v, want ErrKeyKind", err)
 		}
 	})
 	t.Run("no session", func(t *testing.T) {
-		c, err := Open(t.Context(), tgt.client(newIdentity(t), nil))
+		c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), nil))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +300,7 @@ func TestRefusedAtTheDoor(t *testing.T) {
 		wantRefusal(t, err, http.StatusForbidden, ErrNoClientKey)
 	})
 	t.Run("oversized request", func(t *testing.T) {
-		c, err := Open(t.Context(), tgt.client(newIdentity(t), nil))
+		c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), nil))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,13 +311,13 @@ func TestRefusedAtTheDoor(t *testing.T) {
 		wantRefusal(t, err, http.StatusRequestEntityTooLarge, wire.ErrOversized)
 	})
 	t.Run("wrong target key", func(t *testing.T) {
-		config := tgt.client(newIdentity(t), anna, Read)
+		config := tgt.client(linktest.NewIdentity(t), anna, Read)
 		config.Dial.Pins = []link.Pin{{1}}
 		if _, err := Open(t.Context(), config); !errors.Is(err, link.ErrPin) {
 			t.Fatalf("got %v, want ErrPin", err)
 		}
 	})
-	c, err := Open(t.Context(), tgt.client(newIdentity(t), anna, Read))
+	c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), anna, Read))
 	if err != nil {
 		t.Fatalf("a valid operator right after: %v", err)
 	}
@@ -357,7 +343,7 @@ func TestSignatureFitsOneConnectionOnly(t *testing.T) {
 	signer := newSigner(t)
 	trust := &fleet.Trust{Operators: []fleet.Operator{operatorOf(signer, Admin)}}
 	tgt, other := newTarget(t, trust, nil), newTarget(t, trust, nil)
-	id := newIdentity(t)
+	id := linktest.NewIdentity(t)
 	sign := func(cs tls.ConnectionState, change func(*statement)) *request {
 		secret, err := exporter(cs)
 		if err != nil {
@@ -387,7 +373,7 @@ func TestSignatureFitsOneConnectionOnly(t *testing.T) {
 		make func(tls.ConnectionState) *request
 	}{
 		{"replayed on another connection", tgt, id, replay},
-		{"replayed by a thief with his own client key", tgt, newIdentity(t), replay},
+		{"replayed by a thief with his own client key", tgt, linktest.NewIdentity(t), replay},
 		{"relayed to the wrong machine", other, id, replay},
 		{"signed for another machine", other, id, func(cs tls.ConnectionState) *request { return sign(cs, func(*statement) {}) }},
 		{"signed for another fleet", tgt, id, func(cs tls.ConnectionState) *request {
@@ -423,7 +409,7 @@ func TestRevokedOperatorIsCut(t *testing.T) {
 	tgt := newTarget(t, both, nil)
 	open := func(s ssh.Signer) *Client {
 		t.Helper()
-		c, err := Open(t.Context(), tgt.client(newIdentity(t), s, Operate))
+		c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), s, Operate))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -456,7 +442,7 @@ func TestSessionsAreBounded(t *testing.T) {
 	tgt := newTarget(t, trust, func(c *Config) { c.Sessions, c.PerKey = 3, 2 })
 	var clients []*Client
 	for range 4 {
-		c, err := Open(t.Context(), tgt.client(newIdentity(t), anna, Read))
+		c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), anna, Read))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -476,12 +462,12 @@ func TestSessionsAreBounded(t *testing.T) {
 		next.Operators = append(next.Operators, operatorOf(s, Read))
 	}
 	tgt.trust.Store(next)
-	c, err := Open(t.Context(), tgt.client(newIdentity(t), signers[0], Read))
+	c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), signers[0], Read))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_, err = Open(t.Context(), tgt.client(newIdentity(t), signers[1], Read))
+	_, err = Open(t.Context(), tgt.client(linktest.NewIdentity(t), signers[1], Read))
 	wantRefusal(t, err, http.StatusServiceUnavailable, ErrFull)
 }
 
@@ -497,7 +483,7 @@ func TestFloodOpensNothing(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				err = post(t, tgt, newIdentity(t), func(tls.ConnectionState) *request {
+				err = post(t, tgt, linktest.NewIdentity(t), func(tls.ConnectionState) *request {
 					return &request{Roles: []string{Read}, Signature: signature}
 				})
 				if _, ok := wire.AsRefusal(err, http.StatusForbidden); !ok {
@@ -510,7 +496,7 @@ func TestFloodOpensNothing(t *testing.T) {
 	if n := tgt.authority.Count(); n != 0 {
 		t.Errorf("%d sessions are open", n)
 	}
-	c, err := Open(t.Context(), tgt.client(newIdentity(t), known, Read))
+	c, err := Open(t.Context(), tgt.client(linktest.NewIdentity(t), known, Read))
 	if err != nil {
 		t.Fatalf("a valid operator right after: %v", err)
 	}
