@@ -32,9 +32,11 @@ const (
 	afterMinute kind = "is bad after the first healthy minute"
 	locked      kind = "cannot open STATE"
 	crashLoop   kind = "reboots after half a minute"
+	refused     kind = "is refused by the firmware"
+	damaged     kind = "is refused by the firmware from its second boot on"
 )
 
-var kinds = []kind{good, slow, panics, hangs, noKubelet, noNetwork, secondBoot, secondPanic, afterMinute, locked, crashLoop}
+var kinds = []kind{good, slow, panics, hangs, noKubelet, noNetwork, secondBoot, secondPanic, afterMinute, locked, crashLoop, refused, damaged}
 
 func (k kind) good() bool { return k == good || k == slow }
 
@@ -390,8 +392,32 @@ func (w *world) begin(u *Updater, version string) bool {
 	return w.said(u.Begin(context.Background(), Plan{Target: t, Slice: slice, Encoded: []byte("bytes of " + slice), Effect: w.effect}))
 }
 
-// load is the boot loader.
+// load is the firmware: it starts the boot loader; where that comes back, since the
+// firmware refuses what it chose, its copy; and then the entries that were told to it
+// as ways into the machine.
 func (w *world) load() {
+	for range 2 {
+		if w.choose(); !w.refuses(w.running) {
+			return
+		}
+		w.note("refused: slot %s", w.running)
+	}
+	for _, s := range []slots.Slot{slots.A, slots.B} {
+		if e := w.entries[s]; e != nil && (!e.count.Counted || e.count.Left == 0) && !w.refuses(s) {
+			w.running = s
+			return
+		}
+	}
+	w.breaks("there is no way into the machine")
+}
+
+func (w *world) refuses(s slots.Slot) bool {
+	os := w.systems[w.entries[s].version]
+	return os.kind == refused || os.kind == damaged && os.boots > 0
+}
+
+// choose is the boot loader.
+func (w *world) choose() {
 	var best slots.Slot
 	for _, s := range []slots.Slot{slots.A, slots.B} {
 		e := w.entries[s]
