@@ -176,7 +176,7 @@ func (o *outer) life(ctx context.Context) error {
 	in.answers.SetReadDeadline(began.Add(setUpTime))
 	err = o.watch(ctx, in, ended)
 	said := <-answer
-	err = cmp.Or(unfit, said, err)
+	err = cmp.Or(said, unfit, err) // a network that does not find an inner which has ended is no cause
 	if ctx.Err() != nil {
 		err = nil
 	}
