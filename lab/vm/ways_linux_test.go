@@ -145,9 +145,15 @@ func TestNewBootLoader(t *testing.T) {
 	boots(`did="the copy of the boot loader was written anew" started="Holdfast new boot loader"`, "the firmware learnt the ways")
 	s.holds(t, first, loader)
 	s.holds(t, osimage.BootLoaderCopy, loader)
-	// Where nothing on the disk starts, a stick does, and mends it.
+
+	// Where nothing on the disk starts, a stick does, and mends it: the loaders, and
+	// the boot sector, without which the firmware finds no file there at all.
 	s.damage(t, first, loader)
 	s.damage(t, osimage.BootLoaderCopy, loader)
+	onDisk(t, s.disk, func(f *os.File, table *gpt.Table) error {
+		const sectorsPerCluster = 13
+		return flip(f, table.Partitions[table.Find(osimage.PartESP)-1].Offset()+sectorsPerCluster)
+	})
 	s.stick = filepath.Join(dir, "stick.raw")
 	if err := Copy(s.stick, folder+"-stick.raw", 0); err != nil {
 		t.Fatal(err)

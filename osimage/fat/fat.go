@@ -4,9 +4,10 @@
 // It promises the same bytes for the same files, long names, both allocation
 // tables and a right count of free clusters, and that every cluster that no file
 // uses is left unwritten, so that a sparse file stays sparse and an old
-// partition needs no wiping first. [Mend] repairs what power cuts leave, and
-// [Locate] finds the bytes of a file, for who damages one on purpose. It leaves out
-// reading and changing: a machine mounts its ESP by the kernel.
+// partition needs no wiping first. [Mend] repairs what power cuts leave, and a
+// damaged boot sector by its copy; [Locate] finds the bytes of a file, for who
+// damages one on purpose. It leaves out reading and changing: a machine mounts its
+// ESP by the kernel.
 package fat
 
 import (

@@ -32,6 +32,7 @@ const (
 	bad      = 0x0ffffff7
 	clean    = 0x0c000000 // in entry 1: no power cut, no fault of reading
 	dirtyAt  = 0x41       // in the boot sector; Linux' mark of a mounted volume
+	copyAt   = 6 * sector // of the boot sector
 	removed  = 0xe5
 	maxDepth = 16
 	maxFiles = 1 << 14
@@ -43,26 +44,71 @@ const (
 // fewer than its size, or somebody else's, ends before; the second name of a rename
 // that was cut in two goes, the one for which yields says so if it says so for one;
 // both tables say the same, the count of free clusters is right and the marks of a
-// power cut are gone.
+// power cut are gone. Of boot sector and copy that differ, the one by which less is
+// damaged becomes the other.
 //
 // A file whose clusters are right, by the first table or by the second, is not
 // touched, nor is anything where a folder is damaged: ErrBeyond. What is written
 // goes from the names to the tables to the marks, so that after a power cut in it
 // Mend goes on. It leaves out damaged folders and two different files of one name.
 func Mend(d Disk, yields func(name string) bool) ([]string, error) {
-	m := &mender{d: d, yields: yields, cached: map[int64][]byte{}, edits: map[int64]bool{}, whole: map[uint32]*file{}}
+	m, err := survey(d, yields)
+	if err == nil {
+		err = m.write()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("repair FAT32: %w", err)
+	}
+	return m.said, nil
+}
+
+// survey plans the repair, by the boot sector or by its copy; nothing is written yet.
+func survey(d Disk, yields func(string) bool) (*mender, error) {
+	heads := make([]byte, copyAt+sector)
+	if _, err := d.ReadAt(heads, 0); err != nil {
+		return nil, err
+	}
+	m, err := plan(d, yields, 0)
+	if alike(heads[:sector], heads[copyAt:]) {
+		return m, err
+	}
+	copied, fault := plan(d, yields, copyAt)
+	switch {
+	case err != nil && fault != nil:
+		return nil, err
+	case err != nil, fault == nil && len(copied.said) < len(m.said):
+		copied.say("the boot sector was damaged, and is written anew from its copy")
+		copied.stale = []int64{0}
+		return copied, nil
+	}
+	m.say("the copy of the boot sector was damaged, and is written anew")
+	m.stale = []int64{copyAt}
+	return m, nil
+}
+
+// Copied tells whether a volume has the copy of a boot sector, by which Mend may
+// repair it where it looks like none.
+func Copied(volume io.ReaderAt) bool {
+	m := &mender{d: readOnly{volume}, headAt: copyAt}
+	return m.read() == nil
+}
+
+// alike tells whether two boot sectors say the same, but for the mark of a mounted volume.
+func alike(a, b []byte) bool {
+	return bytes.Equal(a[:dirtyAt], b[:dirtyAt]) && bytes.Equal(a[dirtyAt+1:], b[dirtyAt+1:])
+}
+
+func plan(d Disk, yields func(string) bool, headAt int64) (*mender, error) {
+	m := &mender{d: d, yields: yields, headAt: headAt, cached: map[int64][]byte{}, edits: map[int64]bool{}, whole: map[uint32]*file{}}
 	err := m.read()
 	if err == nil {
 		err = m.folder(m.root, "", 0)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("repair FAT32: %w", err)
+		return nil, err
 	}
 	m.resolve()
-	if err := m.write(); err != nil {
-		return m.said, fmt.Errorf("repair FAT32: %w", err)
-	}
-	return m.said, nil
+	return m, nil
 }
 
 type mender struct {
@@ -71,7 +117,9 @@ type mender struct {
 	yields func(string) bool
 	said   []string
 
-	head   []byte // boot sector
+	headAt int64
+	head   []byte  // boot sector
+	stale  []int64 // where it is to be written, since something else stands there
 	root   uint32
 	raw    [2][]byte   // both tables as they are
 	tables [2][]uint32 // as they are to be read
@@ -91,9 +139,10 @@ type file struct {
 	slots       []int64 // the short one last
 }
 
+// read takes the volume's shape from the boot sector, and reads both tables.
 func (m *mender) read() error {
 	m.head = make([]byte, sector)
-	if _, err := m.d.ReadAt(m.head, 0); err != nil {
+	if _, err := m.d.ReadAt(m.head, m.headAt); err != nil {
 		return err
 	}
 	var b boot
@@ -496,6 +545,9 @@ func (m *mender) writeMarks(free int64, first int) error {
 	}
 	if marked {
 		m.say("it was not unmounted")
+	}
+	for _, at := range m.stale {
+		writes[at] = m.head
 	}
 	if len(writes) == 0 {
 		return nil

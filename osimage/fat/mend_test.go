@@ -241,7 +241,11 @@ func TestMend(t *testing.T) {
 			e := encode(nil, newSlot([11]byte([]byte("FOLDER     ")), directory, 9000, 0))
 			r.WriteAt(e, m.offset(m.root)+6*slotSize)
 		}, nil, "no content"},
-		"the count": {func(r *ram, m *mender, _ *file) { r.put(sector+488, 17) }, nil, "count of free"},
+		"the count":       {func(r *ram, m *mender, _ *file) { r.put(sector+488, 17) }, nil, "count of free"},
+		"the boot sector": {func(r *ram, _ *mender, _ *file) { r.noise(0) }, nil, "the boot sector was damaged"},
+		"a boot sector that leads to another root": {func(r *ram, m *mender, _ *file) { r.put(44, m.root+1) }, nil, "the boot sector was damaged"},
+		"the copy of the boot sector":              {func(r *ram, _ *mender, _ *file) { r.noise(copyAt) }, nil, "the copy of the boot sector"},
+		"a copy that leads to another root":        {func(r *ram, m *mender, _ *file) { r.put(copyAt+44, m.root+1) }, nil, "the copy of the boot sector"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -308,7 +312,7 @@ func TestMendRefuses(t *testing.T) {
 		harm func(*ram)
 		want error
 	}{
-		"noise":          {func(r *ram) { r.WriteAt(bytes.Repeat([]byte{0xa5}, sector), 0) }, ErrFormat},
+		"noise":          {func(r *ram) { r.noise(0); r.noise(copyAt) }, ErrFormat},
 		"shorter":        {func(r *ram) { r.size -= 4096 }, ErrFormat},
 		"both tables":    {func(r *ram) { r.put(reserved*sector, 0); r.put((reserved+r.tableSize(t))*sector, 0) }, ErrBeyond},
 		"root":           {func(r *ram) { r.put(reserved*sector+8, 0); r.put((reserved+r.tableSize(t))*sector+8, 0) }, ErrBeyond},
@@ -317,11 +321,16 @@ func TestMendRefuses(t *testing.T) {
 		r := volumeOf(t, small())
 		tt.harm(r)
 		r.left = 0
+		if Copied(r) != (tt.want == ErrBeyond && name != "both tables") {
+			t.Errorf("%s: it has a copy of the boot sector: %t", name, Copied(r))
+		}
 		if said, err := Mend(r, nil); !errors.Is(err, tt.want) || len(said) > 0 {
 			t.Errorf("%s: %q, %v", name, said, err)
 		}
 	}
 }
+
+func (r *ram) noise(at int64) { r.WriteAt(bytes.Repeat([]byte{0xa5}, sector), at) }
 
 func (r *ram) tableSize(t *testing.T) int64 {
 	t.Helper()

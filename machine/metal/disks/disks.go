@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/metal/luks"
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
 	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/fat"
 	"github.com/holdfast-edge/holdfast/osimage/gpt"
 )
 
@@ -298,6 +299,9 @@ func (r *rim) probePart(name string) (kind, error) {
 	}
 	defer dev.Close()
 	k, _, err := probe(dev, "")
+	if err == nil && k == kindNothing && name == osimage.PartESP && fat.Copied(dev) {
+		k = kindFAT // it is mended before it is mounted
+	}
 	return k, err
 }
 
