@@ -38,7 +38,7 @@ demo: root setup build system images os ## the main job on two real sites (cold:
 	@build/demo
 
 test: DRILLS ?= power
-test: root setup test-unit test-cross build system images os test-system test-dialect test-vm test-site test-vmsite ## everything that CI runs (warm: about 28 minutes)
+test: root setup test-unit test-cross build system images os test-system test-dialect test-vm test-site test-vmsite ## everything that CI runs (warm: 20 to 30 minutes)
 	@echo "make test: all passed"
 
 test-unit: ## packages, stories of the CLI, the plan of the house

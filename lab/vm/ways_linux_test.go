@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -107,7 +108,8 @@ func TestBootPartition(t *testing.T) {
 // TestNewBootLoader is an OS that brings another boot loader than the one on the disk:
 // the firmware tries it at the next boot. Where it does not start, here for a byte
 // that flipped, the one before does, and it is tried again; once it has started the
-// machine, it takes its place.
+// machine, it takes its place. In the end a stick mends what keeps the disk from
+// starting at all.
 func TestNewBootLoader(t *testing.T) {
 	folder := osImages(t, "0.0.1")[0]
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
@@ -142,7 +144,20 @@ func TestNewBootLoader(t *testing.T) {
 	}
 	s.holds(t, first, before)
 
+	// A damaged partition table the firmware writes anew, from the one at the disk's end.
+	header := make([]byte, gpt.Sector)
+	onDisk(t, s.disk, func(f *os.File, _ *gpt.Table) error {
+		_, err := f.ReadAt(header, gpt.Sector)
+		return errors.Join(err, flip(f, gpt.Sector+20))
+	})
 	boots(`did="the copy of the boot loader was written anew" started="Holdfast new boot loader"`, "the firmware learnt the ways")
+	onDisk(t, s.disk, func(f *os.File, _ *gpt.Table) error {
+		now := make([]byte, gpt.Sector)
+		if _, err := f.ReadAt(now, gpt.Sector); err != nil || !bytes.Equal(now, header) {
+			t.Errorf("the partition table is not what it was: %v", err)
+		}
+		return nil
+	})
 	s.holds(t, first, loader)
 	s.holds(t, osimage.BootLoaderCopy, loader)
 

@@ -48,7 +48,10 @@ type device interface {
 func Repair(ctx context.Context, esp string, roots map[Slot]string, from Stick) ([]string, error) {
 	s := &Slots{Config: Config{ESP: esp, Roots: roots}, disk: onESP(path.Join(esp, Folder)), inspect: inspect}
 	r := &repair{Slots: s, from: from, open: func(slot Slot) (device, error) { return os.OpenFile(roots[slot], os.O_RDWR, 0) }}
-	err := r.run(ctx)
+	err := makeFolders(esp)
+	if err == nil {
+		err = r.run(ctx)
+	}
 	if err == nil {
 		err = r.loader()
 	}

@@ -282,6 +282,17 @@ func TestRepairFiles(t *testing.T) {
 	if ok, err := s.HoldsRoot(A, one.v); !ok {
 		t.Errorf("root a: %v", err)
 	}
+	if err := os.RemoveAll(filepath.Join(esp, "EFI")); err != nil { // its name was damaged
+		t.Fatal(err)
+	}
+	if said, err := Repair(t.Context(), esp, roots, one.stick()); err != nil || len(said) != 3 {
+		t.Errorf("nothing is left on the boot partition: %q, %v", said, err)
+	}
+	for _, name := range []string{loader, copied, filepath.Join(esp, Folder, FirstUKI)} {
+		if text, err := os.ReadFile(name); err != nil || string(text) != one.uki {
+			t.Errorf("%s is not the stick's: %d bytes, %v", name, len(text), err)
+		}
+	}
 	mixed := one.stick()
 	mixed.UKI = []byte(two.uki)
 	if _, err := Repair(t.Context(), esp, roots, mixed); err == nil {

@@ -72,12 +72,20 @@ type WaysConfig struct {
 
 // Ways returns the ways into the machine.
 func (s *Slots) Ways(c WaysConfig) (*Ways, error) {
-	for _, name := range []string{bootLoader, bootLoaderCopy} {
-		if err := os.MkdirAll(path.Join(s.ESP, path.Dir(name)), 0o700); err != nil {
-			return nil, fmt.Errorf("the ways into the machine: %w", err)
-		}
+	if err := makeFolders(s.ESP); err != nil {
+		return nil, err
 	}
 	return &Ways{slots: s, WaysConfig: c, esp: onESP(s.ESP), root: func(slot Slot) (device, error) { return os.Open(s.Roots[slot]) }}, nil
+}
+
+// makeFolders makes those of the boot loaders and the UKIs.
+func makeFolders(esp string) error {
+	for _, dir := range []string{path.Dir(bootLoader), path.Dir(bootLoaderCopy), Folder} {
+		if err := os.MkdirAll(path.Join(esp, dir), 0o700); err != nil {
+			return fmt.Errorf("make the folders of the boot partition: %w", err)
+		}
+	}
+	return nil
 }
 
 // See tells the firmware all ways into the machine, and before that writes anew what
