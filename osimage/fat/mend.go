@@ -86,11 +86,11 @@ func survey(d Disk, yields func(string) bool) (*mender, error) {
 	return m, nil
 }
 
-// Copied tells whether a volume has the copy of a boot sector, by which Mend may
-// repair it where it looks like none.
-func Copied(volume io.ReaderAt) bool {
-	m := &mender{d: readOnly{volume}, headAt: copyAt}
-	return m.read() == nil
+// Check says why Mend would not repair a volume: ErrFormat, ErrBeyond; nil where it
+// would, or where nothing is to be repaired.
+func Check(volume io.ReaderAt) error {
+	_, err := survey(readOnly{volume}, func(string) bool { return false })
+	return err
 }
 
 // alike tells whether two boot sectors say the same, but for the mark of a mounted volume.

@@ -63,7 +63,7 @@ type Disks struct {
 	Protection string   // box.ProtectionTPM or box.ProtectionNone
 	Made       []string // what was made or made anew and why, in sentences
 	Swapped    bool     // STATE was not the one that the machine remembers, and was made anew
-	Installed  bool     // the OS was copied from the stick to the disk
+	Installed  bool     // the whole OS, root and boot partition, was copied from the stick to the disk
 
 	mu  sync.Mutex // guards the header of STATE
 	rim *rim
@@ -98,7 +98,7 @@ func open(ctx context.Context, o Options, recoveryKey []byte) (*Disks, error) {
 	if o.TPM != nil && o.Notes == nil {
 		return nil, errors.New("open disks: with a TPM, notes are needed")
 	}
-	r := &rim{o: o, sys: o.system, recoveryKey: recoveryKey}
+	r := &rim{o: o, sys: o.system, recoveryKey: recoveryKey, copied: map[string]bool{}}
 	d, err := r.run(ctx)
 	if err != nil {
 		r.close(ctx)
@@ -127,7 +127,7 @@ type rim struct {
 	data    opened
 	made    []string
 	swapped bool
-	copied  bool
+	copied  map[string]bool // partitions, from the stick
 }
 
 // opened is a volume as far as this boot has come with it.
@@ -209,7 +209,7 @@ func (r *rim) result() *Disks {
 	d := &Disks{
 		Disk: r.disk.Name, ESP: name(osimage.PartESP), RootA: name(osimage.PartRootA), RootB: name(osimage.PartRootB),
 		StatePart: name(osimage.PartState), DataPart: name(osimage.PartData),
-		Protection: box.ProtectionNone, Made: r.made, Swapped: r.swapped, Installed: r.copied, rim: r,
+		Protection: box.ProtectionNone, Made: r.made, Swapped: r.swapped, Installed: r.copied[osimage.PartRootA] && r.copied[osimage.PartESP], rim: r,
 	}
 	if r.o.TPM != nil {
 		d.Protection = box.ProtectionTPM
@@ -299,10 +299,16 @@ func (r *rim) probePart(name string) (kind, error) {
 	}
 	defer dev.Close()
 	k, _, err := probe(dev, "")
-	if err == nil && k == kindNothing && name == osimage.PartESP && fat.Copied(dev) {
-		k = kindFAT // it is mended before it is mounted
+	if err != nil || name != osimage.PartESP {
+		return k, err
 	}
-	return k, err
+	switch err := fat.Check(dev); {
+	case err == nil: // or it is mended before it is mounted
+		return kindFAT, nil
+	case errors.Is(err, fat.ErrBeyond):
+		return kindNothing, nil
+	}
+	return k, nil
 }
 
 func (r *rim) lookAt(o *opened, name string) (volume, error) {

@@ -2,6 +2,7 @@ package disks
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm"
 	"github.com/holdfast-edge/holdfast/machine/metal/tpm/tpmtest"
 	"github.com/holdfast-edge/holdfast/osimage"
+	"github.com/holdfast-edge/holdfast/osimage/fat"
 	"github.com/holdfast-edge/holdfast/osimage/gpt"
 )
 
@@ -144,6 +146,56 @@ func TestInstallFromStick(t *testing.T) {
 	m.reset()
 	if d := m.mustOpen(); !d.Installed || d.Swapped || len(d.Made) != 5 || m.read("state/x") != "" {
 		t.Errorf("a new disk: installed %v, made %q", d.Installed, d.Made)
+	}
+}
+
+// A stick fills a boot partition anew whose folders are damaged, and nothing else;
+// one that can be mended it leaves to that.
+func TestStickFillsTheBootPartition(t *testing.T) {
+	m := newMachine(t).withStick()
+	m.pretend = true
+	m.add(Disk{Name: "nvme0n1", Size: testDisk})
+	m.mustOpen()
+	m.write("state/x", "x")
+	volume := fat.Volume{Size: osimage.ESPSize, Files: map[string][]byte{"EFI/Linux/holdfast-a.efi": []byte("another OS")}}
+	const reserved, rootCluster, copied = 32 * 512, 2, 6 * 512
+	for _, c := range []struct {
+		what   string
+		damage func(f device)
+		filled bool
+	}{
+		{"sound", func(device) {}, false},
+		{"its boot sector is none", func(f device) { f.WriteAt(make([]byte, 512), 0) }, false},
+		{"the root folder has no cluster", func(f device) {
+			head := make([]byte, 512)
+			f.ReadAt(head, 0)
+			table := int64(binary.LittleEndian.Uint32(head[36:])) * 512
+			for _, at := range []int64{reserved, reserved + table} {
+				f.WriteAt(make([]byte, 4), at+4*rootCluster)
+			}
+		}, true},
+		{"there is no boot sector at all", func(f device) { f.WriteAt(make([]byte, 512), 0); f.WriteAt(make([]byte, 512), copied) }, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			m.reset()
+			f, size, err := m.open("nvme0n1p1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if volume.Size = size; size != osimage.ESPSize {
+				t.Fatalf("the boot partition has %d bytes", size)
+			}
+			if err := volume.Write(f); err != nil {
+				t.Fatal(err)
+			}
+			c.damage(f)
+			d := m.mustOpen()
+			filled := slices.ContainsFunc(d.Made, func(s string) bool { return strings.Contains(s, "the boot partition was copied from the stick") })
+			if filled != c.filled || d.Installed || m.read("state/x") != "x" || len(d.Made) > 1 {
+				t.Errorf("made %q, installed %v, STATE %q", d.Made, d.Installed, m.read("state/x"))
+			}
+		})
 	}
 }
 

@@ -85,9 +85,9 @@ func next(v inventory) (step, string, error) {
 	case !v.kernel:
 		return tellKernel, "", nil
 	case v.stick && v.root != kindEROFS:
-		return copyRoot, "there is no root on the disk", nil
+		return copyRoot, "the disk has none", nil
 	case v.stick && v.esp != kindFAT:
-		return copyESP, "there is no boot partition on the disk", nil // last: with it the firmware can boot the disk
+		return copyESP, "the disk has none that is sound", nil // last: with it the firmware can boot the disk
 	}
 	for _, w := range []struct {
 		volume

@@ -109,7 +109,6 @@ func newGUID() (g gpt.GUID) {
 }
 
 func (r *rim) copyRoot(ctx context.Context) error {
-	r.copied = true
 	var length int64
 	if v := r.o.Verity; v.DataBlocks > 0 {
 		data := int64(v.DataBlocks) * osimage.VerityBlock
@@ -119,7 +118,6 @@ func (r *rim) copyRoot(ctx context.Context) error {
 }
 
 func (r *rim) copyESP(ctx context.Context) error {
-	r.copied = true
 	from := r.o.Boot.ESP
 	if from == "" {
 		var err error
@@ -197,5 +195,6 @@ func (r *rim) copyPart(ctx context.Context, from, name string, length int64) err
 	if _, err := dst.WriteAt(buffer[:first], 0); err != nil {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
+	r.copied[name] = true
 	return dst.Sync()
 }
