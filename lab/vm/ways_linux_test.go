@@ -176,6 +176,22 @@ func TestNewBootLoader(t *testing.T) {
 	boots("disk: the boot loader was written anew", "disk: the copy of the boot loader was written anew", "code      ")
 	s.holds(t, first, loader)
 	s.holds(t, osimage.BootLoaderCopy, loader)
+
+	// One whose folders nobody can read any more it fills anew; STATE is not touched.
+	onDisk(t, s.disk, func(f *os.File, table *gpt.Table) error {
+		esp := table.Partitions[table.Find(osimage.PartESP)-1].Offset()
+		head := make([]byte, 512)
+		_, err := f.ReadAt(head, esp)
+		const tables, sectorsPerTable = 32 * 512, 36
+		size := int64(binary.LittleEndian.Uint32(head[sectorsPerTable:])) * 512
+		_, fault := f.WriteAt(make([]byte, 2*size), esp+tables)
+		return errors.Join(err, fault)
+	})
+	if console := boots("disk: the boot partition was copied from the stick", "code      "); strings.Contains(console, "disk: STATE was made") {
+		t.Errorf("STATE was made anew; the console:\n%s", console)
+	}
+	s.holds(t, first, loader)
+	s.holds(t, osimage.BootLoaderCopy, loader)
 }
 
 // onESP has a program of mtools work on the boot partition.
