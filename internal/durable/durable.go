@@ -1,7 +1,8 @@
 // Package durable replaces files and folders so that a crash or a power cut leaves the old content or the new, never half of either.
 //
 // It promises, for [WriteFile]: when it returns nil, the new content is on disk and stays there; when it returns an error, a reader finds the
-// old content or the new one, whole. The steps are a temporary file in the same folder, write, fsync, rename over the target, fsync of the folder.
+// old content or the new one, whole. The steps are a temporary file in the same folder, write, fsync, rename over the target, fsync of the file by
+// its new name, since FAT keeps beside the name where a file begins and ends, and fsync of the folder.
 // A failed write removes its temporary file. A write that was cut by a crash leaves a file that [Clean] removes; the owner of a folder
 // calls it once at start, before anything else writes there.
 //
@@ -34,17 +35,19 @@ type file interface {
 
 // system is the rim of this package; tests put one in between whose steps fail.
 type system struct {
-	create  func(dir, pattern string) (file, error)
-	rename  func(from, to string) error
-	remove  func(path string) error
-	syncDir func(dir string) error
+	create   func(dir, pattern string) (file, error)
+	rename   func(from, to string) error
+	remove   func(path string) error
+	syncFile func(path string) error
+	syncDir  func(dir string) error
 }
 
 var disk = system{
-	create:  func(dir, pattern string) (file, error) { return os.CreateTemp(dir, pattern) },
-	rename:  os.Rename,
-	remove:  os.Remove,
-	syncDir: syncDir,
+	create:   func(dir, pattern string) (file, error) { return os.CreateTemp(dir, pattern) },
+	rename:   os.Rename,
+	remove:   os.Remove,
+	syncFile: flush,
+	syncDir:  flush,
 }
 
 // WriteFile replaces the file at path with data. The folder must exist.
@@ -75,7 +78,11 @@ func (s system) writeFile(path string, data []byte, perm fs.FileMode) (err error
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	renamed = true
-	if err := s.syncDir(dir); err != nil {
+	err = s.syncFile(path)
+	if err == nil {
+		err = s.syncDir(dir)
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: the new content is in place but may not outlive a power cut: %w", path, err)
 	}
 	return nil

@@ -71,9 +71,10 @@ func (f *faulty) system() system {
 			}
 			return faultyFile{tmp, f}, nil
 		},
-		rename:  func(a, b string) error { return f.do("rename", func() error { return os.Rename(a, b) }) },
-		remove:  func(p string) error { return f.do("remove", func() error { return os.Remove(p) }) },
-		syncDir: func(d string) error { return f.do("syncDir", func() error { return syncDir(d) }) },
+		rename:   func(a, b string) error { return f.do("rename", func() error { return os.Rename(a, b) }) },
+		remove:   func(p string) error { return f.do("remove", func() error { return os.Remove(p) }) },
+		syncFile: func(p string) error { return f.do("syncFile", func() error { return flush(p) }) },
+		syncDir:  func(d string) error { return f.do("syncDir", func() error { return flush(d) }) },
 	}
 }
 
@@ -129,7 +130,7 @@ func TestWriteFileEachStepFails(t *testing.T) {
 			}
 		}
 	}
-	want := []string{"create", "write", "chmod", "sync", "close", "rename", "syncDir"}
+	want := []string{"create", "write", "chmod", "sync", "close", "rename", "syncFile", "syncDir"}
 	if diff := cmp.Diff(want, seen); diff != "" {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}

@@ -4,12 +4,12 @@ package durable
 
 import "os"
 
-// syncDir flushes the folder itself: the name of a renamed file is content of its folder.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// flush flushes a file, or a folder itself: the name of a renamed file is content of its folder.
+func flush(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	defer f.Close()
+	return f.Sync()
 }

@@ -1,4 +1,4 @@
 package durable
 
-// syncDir does nothing: Windows has no flush of a folder, and NTFS journals renames. Only people's machines run this.
-func syncDir(string) error { return nil }
+// flush does nothing: Windows has no flush of a folder, and NTFS journals renames. Only people's machines run this.
+func flush(string) error { return nil }

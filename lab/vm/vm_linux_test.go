@@ -20,10 +20,11 @@ import (
 	"github.com/holdfast-edge/holdfast/lab/world"
 	"github.com/holdfast-edge/holdfast/osimage/cpio"
 	"github.com/holdfast-edge/holdfast/osimage/debian"
+	"github.com/holdfast-edge/holdfast/osimage/fat"
 )
 
 // modules of the guest, in the order of loading.
-var modules = []string{"virtio_blk", "failover", "net_failover", "virtio_net", "rng-core", "virtio-rng", "watchdog", "i6300esb"}
+var modules = []string{"virtio_blk", "failover", "net_failover", "virtio_net", "rng-core", "virtio-rng", "watchdog", "i6300esb", "fat", "vfat", "nls_cp437", "nls_ascii"}
 
 // small makes a kernel with the guest's program.
 func small(t *testing.T) *Kernel {
@@ -218,6 +219,56 @@ func TestMachine(t *testing.T) {
 		t.Errorf("an orderly end lost what was written (%v)", err)
 	}
 	t.Logf("all after %v", time.Since(began))
+}
+
+// TestDurableOnFAT cuts the power when a file on a boot partition is said to be
+// durable. FAT keeps where a file begins and ends beside its name: they are written
+// with the file, not with the folder.
+func TestDurableOnFAT(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	kernel, dir := small(t), t.TempDir()
+	disk := filepath.Join(dir, "disk0.raw")
+	const size = 64 << 20
+	if err := Blank(disk, size); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := (fat.Volume{Size: size, Files: map[string][]byte{"holdfast/README": []byte("x")}}).Write(f); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a new name", "one that has a file already"} {
+		k := *kernel
+		k.Arguments += fmt.Sprintf(" do=fat text=%q", strings.Repeat(name, 20))
+		v, err := Start(ctx, Spec{Dir: filepath.Join(dir, "vm"), Name: "till", Memory: 256 << 20, Kernel: &k, Disks: []Disk{{File: disk}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = v.WaitConsole(ctx, "guest: durable")
+		c, fault := v.PowerCut(0)
+		if err := errors.Join(err, fault, v.Wait()); err != nil {
+			t.Fatalf("%v; console:\n%s", err, v.Console())
+		}
+		if _, err := fat.Mend(f, func(name string) bool { return strings.Contains(name, ".durable-") }); err != nil {
+			t.Fatal(err)
+		}
+		pieces, err := fat.Locate(f, "holdfast/file")
+		got := make([]byte, 0, 4096)
+		for _, p := range pieces {
+			part := make([]byte, p.Size)
+			if _, err := f.ReadAt(part, p.Offset); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, part...)
+		}
+		if !bytes.Contains(got, []byte(strings.Repeat(name, 20))) {
+			t.Errorf("%s, %d writes lost: the file holds %q, %v", name, c.Lost, got, err)
+		}
+	}
 }
 
 // TestProbe: the verdict says how this computer is, and is not found twice.

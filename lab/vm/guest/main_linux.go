@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-edge/holdfast/internal/durable"
 )
 
 func must(what string, err error) {
@@ -62,6 +64,8 @@ func main() {
 			watchdog()
 		case "do=carrier":
 			carrier()
+		case "do=fat":
+			fat(string(line))
 		}
 	}
 	fmt.Println("guest: done")
@@ -84,6 +88,15 @@ func write() {
 	_, err = unix.Pwrite(raw, page, 2<<20)
 	must("write past the cache", err)
 	fmt.Println("guest: written and not flushed")
+}
+
+// fat writes a file to the disk, which holds such a file system, as machines write
+// to their boot partition: the command line is its content.
+func fat(text string) {
+	must("make a folder", os.Mkdir("/efi", 0o755))
+	must("mount the disk", unix.Mount("/dev/vda", "/efi", "vfat", 0, "umask=0077,errors=continue,flush"))
+	must("write", durable.WriteFile("/efi/holdfast/file", []byte(text), 0o600))
+	fmt.Println("guest: durable")
 }
 
 // watchdog starts it and hangs; the life after that switches the machine off.

@@ -241,6 +241,7 @@ func (m *Manager) follow(ctx context.Context, now time.Time, o orders) {
 			m.log.Error("network: what works could not be written down; tried again", "err", err)
 		} else {
 			m.unsaved = nil
+			m.options.Faults.Clear(faults.BadHints, lastFile)
 		}
 	}
 	if o.Use == nil {

@@ -228,6 +228,8 @@ func TestDamagedMemoryIsNamedAndLeft(t *testing.T) {
 		defer b.stop()
 		b.want("at start", fromDHCP, leased)
 		b.fault("at start", faults.BadHints, true)
+		b.contact(true)
+		b.fault("what works is written down", faults.BadHints, false)
 	})
 }
 
