@@ -6,6 +6,8 @@
 // A failed write removes its temporary file. A write that was cut by a crash leaves a file that [Clean] removes; the owner of a folder
 // calls it once at start, before anything else writes there.
 //
+// On FAT a rename is several writes: a power cut within it, some milliseconds, may leave an empty file. Who reads one there takes it for none.
+//
 // It leaves out locking between writers (the last rename wins, whole) and what hardware does after it has acknowledged a flush.
 package durable
 

@@ -177,7 +177,7 @@ var table = []Entry{
 		"If the disk is full, see what fills it; if it is broken, replace it: the machine fills the new one."},
 
 	{LoaderKept, "boot loader kept", "the boot loader that came with this OS version did not start; the one before stays", false, Note,
-		"An OS version brings its own boot loader. The firmware was told to start it once, at a boot of its own choosing, and the machine came up by another way: it refused that loader, or does not do what it is told. The boot loader that is known to start stays in its place.",
+		"An OS version brings its own boot loader. The firmware was told to start it, at three boots, once each, and the machine came up by another way each time: it refused that loader, or does not do what it is told. The boot loader that is known to start stays in its place.",
 		"Nothing on this machine; the next OS version tries again. Where several machines of one kind say so, try that OS version on one that you can reach, or in holdfast lab, before it goes further."},
 	{DamagedSlot, "slot damaged", "what slot %s holds is not what was signed", true, Wrong,
 		"A block of that boot slot was changed: by a disk that begins to fail, or by somebody. Nothing of it is used: the first such block restarts the machine, and after some restarts it boots what is whole: a copy in the other slot, or the OS version before. From there it writes the damaged slot anew.",

@@ -53,11 +53,11 @@ const (
 // Mend goes on. It leaves out damaged folders and two different files of one name.
 func Mend(d Disk, yields func(name string) bool) ([]string, error) {
 	m, err := survey(d, yields)
-	if err == nil {
-		err = m.write()
-	}
 	if err != nil {
 		return nil, fmt.Errorf("repair FAT32: %w", err)
+	}
+	if err := m.write(); err != nil {
+		return m.said, fmt.Errorf("repair FAT32: %w", err)
 	}
 	return m.said, nil
 }
