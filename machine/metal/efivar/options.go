@@ -124,11 +124,12 @@ func Started(dir string) (string, error) {
 }
 
 // SetOptions makes want the firmware's last options, in this order, behind all
-// others, which stay as they are; the one that is to be started once has no place in
-// the order, and is BootNext (UEFI 2.10, section 3.3). Options whose name begins with prefix and which
-// are not wanted go. What is right already is not written: the firmware's memory
-// wears out. Options come before the order that names them, so that a power cut
-// leaves none that is named and missing. changed says whether anything was written.
+// others, which stay as they are; one that is to be started once has no place in the
+// order, and becomes BootNext (UEFI 2.10, section 3.3). Options whose name begins
+// with prefix and which are not wanted go. What is right already is not written: the
+// firmware's memory wears out. Options come before the order that names them, so that
+// a power cut leaves none that is named and missing. changed says whether anything
+// was written.
 func SetOptions(dir, prefix string, want []Option) (changed bool, err error) {
 	all, err := options(dir)
 	if err != nil {
